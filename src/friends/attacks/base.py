@@ -1,0 +1,235 @@
+"""The contract of every attack, and what each of them needs: bases, a surrogate held still, a data set of poisons."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar, Protocol, cast
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from friends.attacks.crafting import Crafted
+from friends.data.images import LabeledImages
+from friends.data.poisoned import Goal, PoisonedDataset
+from friends.types import Progress, Streams, silent
+
+
+class Surrogate(Protocol):
+    """Train me a model as the victim would: what a gray-box attacker can do. Built by the benchmark from ``fit``.
+
+    In transfer learning it returns the pretrained network whose features the victim will use.
+
+    Args:
+        data: what to train on; Sleeper Agent passes its current poisons, everyone else the clean set.
+        index: which of many; each has its own initial weights and batch order, none those of a victim.
+        epochs: how far to train; None is the whole recipe. MetaPoison staggers its surrogates by this.
+        start: continue from this model instead of a new one; it is left as it was.
+    """
+
+    def __call__(
+        self,
+        data: LabeledImages,
+        *,
+        index: int = 0,
+        epochs: int | None = None,
+        start: nn.Module | None = None,
+    ) -> nn.Module: ...
+
+
+class Settings(Protocol):
+    """What an attack of bounded perturbations is, besides callable: a dataclass with a bound."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def xi(self) -> float:
+        """l_inf bound in [0, 1] pixel units."""
+        ...
+
+
+class Attack(Protocol):
+    """A frozen dataclass of hyper-parameters. Calling it is pure: same data, goal and streams, same poisons."""
+
+    def __call__(
+        self,
+        train: LabeledImages,
+        goal: Goal,
+        *,
+        surrogate: Surrogate,
+        streams: Streams,
+        progress: Progress = silent,
+    ) -> PoisonedDataset: ...
+
+
+def wanted_class(goal: Goal, train: LabeledImages) -> int:
+    """The one class that the attacker wants; it is also the class of the poisons.
+
+    Raises:
+        ValueError: the goal wants several classes, one that does not exist, or its images do not fit the data.
+    """
+    wanted = goal.y_wanted.unique().tolist()
+    if len(wanted) > 1:
+        raise ValueError(f"this attack poisons one class, but the goal wants the classes {wanted}: split the goal")
+    if not 0 <= wanted[0] < len(train.classes):
+        raise ValueError(f"the goal wants class {wanted[0]}, but there are {len(train.classes)} classes")
+    if goal.x.shape[1:] != train.x.shape[1:]:
+        raise ValueError(f"goal images are {tuple(goal.x.shape[1:])}, training images {train.shape}")
+    return int(wanted[0])
+
+
+def check_budget(budget: float) -> None:
+    """Raise ``ValueError`` unless ``budget`` is a fraction above 0."""
+    if not 0 < budget <= 1:
+        hint = f"; did you mean {budget / 100:g}?" if 1 < budget <= 100 else ""
+        raise ValueError(f"budget is a fraction of the training set in (0, 1], not {budget!r}{hint}")
+
+
+def choose_bases(train: LabeledImages, wanted: int, budget: float, generator: torch.Generator) -> Int64[Tensor, " p"]:
+    """Rows of random training images of class ``wanted``, ascending, without repeats: the images to be poisoned.
+
+    Args:
+        budget: how many, as a fraction of the whole training set, rounded up.
+        generator: on the CPU.
+
+    Raises:
+        ValueError: the class has no image, or fewer than the budget asks for.
+    """
+    of_class = (train.y.cpu() == wanted).nonzero().flatten()
+    count = math.ceil(budget * len(train) - 1e-9)  # 0.07 * 100 is a little more than 7 in floating point
+    name = train.classes[wanted]
+    if len(of_class) == 0:
+        raise ValueError(f"class {name!r} has no image in {train.name}: there is nothing to poison")
+    if count > len(of_class):
+        raise ValueError(
+            f"a budget of {budget:g} asks for {count} poisons, but class {name!r} has only {len(of_class)} images "
+            f"in {train.name}: the budget can be at most {len(of_class) / len(train):g}"
+        )
+    chosen = torch.randperm(len(of_class), generator=generator)[:count]
+    return of_class[chosen].sort().values
+
+
+def rounded(base: Tensor, delta: Float[Tensor, "p c h w"], xi: float) -> Tensor:
+    """Bytes of ``base + delta`` that differ from the bytes ``base`` by at most ``floor(255 * xi)``."""
+    bound = math.floor(xi * 255 + 1e-6)
+    change = (delta * 255).round().clamp(-bound, bound).to(base.device, torch.int16)
+    return (base.to(torch.int16) + change).clamp(0, 255).to(torch.uint8)
+
+
+def poisoned(
+    train: LabeledImages,
+    rows: Int64[Tensor, " p"],
+    crafted: Crafted,
+    goal: Goal,
+    *,
+    attack: str,
+    settings: Settings,
+) -> PoisonedDataset:
+    """The training set with the poisons in place of their bases, labels kept, and the record of how they were made.
+
+    Args:
+        attack: the attack's name in ``ATTACKS``.
+        settings: the attack, a dataclass; its fields go into the recipe as plain values.
+    """
+    values = asdict(settings)
+    x = train.x.clone()
+    here = rows.to(x.device)
+    x[here] = rounded(x[here], crafted.delta, settings.xi)
+    recipe: dict[str, object] = {
+        "attack": attack,
+        **values,
+        "poisons": len(rows),
+        "wanted": train.classes[int(goal.y_wanted[0])],
+        "score_first": crafted.first,
+        "score_last": crafted.last,
+        "score": min(crafted.last),
+    }
+    return PoisonedDataset(LabeledImages(x, train.y.clone(), train.classes, train.name), rows, goal, recipe)
+
+
+@contextlib.contextmanager
+def still(models: Sequence[nn.Module], *, freeze: bool) -> Generator[None, None, None]:
+    """Hold surrogates still: eval mode, full precision, the global random state kept; everything is put back.
+
+    Eval mode is essential: batch statistics of a few perturbed images of one class are not those of a victim, and
+    running statistics would drift. Dropout is off, where the original leaves it on.
+
+    Args:
+        freeze: whether the parameters need no gradient, which saves half of the work where only pixels do.
+
+    Raises:
+        TypeError: a parameter is of lower precision than float32, in which the gradients' signs are noise.
+    """
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    trained = [p for model in models for p in model.parameters() if p.requires_grad] if freeze else []
+    for model in models:
+        for name, parameter in model.named_parameters():
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                raise TypeError(f"parameter {name!r} is {parameter.dtype}; attacks need float32: pass model.float()")
+    device = place_of(models[0]).device
+    try:
+        for model in models:
+            model.eval()
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.autocast(device.type, enabled=False),
+            torch.enable_grad(),
+        ):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def place_of(model: nn.Module) -> Tensor:
+    """A tensor on the device and of the precision at which a model works: its first parameter.
+
+    Raises:
+        ValueError: the model has no parameters.
+    """
+    for parameter in model.parameters():
+        return parameter
+    raise ValueError(f"the surrogate {type(model).__name__} has no parameters: there is nothing to attack")
+
+
+def logits_of(model: nn.Module, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+    """The logits of a model that returns them, or an object with ``.logits``."""
+    out = model(x)
+    return getattr(out, "logits", out)
+
+
+def penultimate(model: nn.Module, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+    """The features that a model's last linear layer sees, differentiable with respect to ``x``.
+
+    They are ``model.features(x)`` where that is a method; otherwise the input of the linear layer that ran last. (In
+    torchvision's AlexNet and VGG ``features`` is a stage of the network and not its penultimate layer.)
+
+    Raises:
+        ValueError: the model has neither.
+    """
+    method = getattr(model, "features", None)
+    if callable(method) and not isinstance(method, nn.Module):
+        return cast(Tensor, method(x))
+    seen: list[Tensor] = []
+
+    def remember(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[:] = inputs[:1]
+
+    hooks = [m.register_forward_pre_hook(remember) for m in model.modules() if isinstance(m, nn.Linear)]
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise ValueError(
+            f"{type(model).__name__} ran no nn.Linear and has no method features(x): it has no penultimate features"
+        )
+    return seen[0]

@@ -1,0 +1,296 @@
+"""One trial: data, attack, defenses, model, recipe and seed, as a frozen value that a TOML file spells out."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from friends.attacks import ATTACKS
+from friends.attacks.base import Attack
+from friends.data.augment import Augment
+from friends.defenses import DEFENSES
+from friends.noise.friendly import PAPER, RELEASED, FriendlySettings
+from friends.training.defense import Defense
+from friends.training.fit import RECIPES, Recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+T = TypeVar("T")
+Scenario = Literal["scratch", "transfer", "finetune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Which images.
+
+    Args:
+        source: a name or path that ``friends.data.sources.load`` understands.
+        classes: only these, in this order; all by default.
+        train: number of training images, a seeded subsample balanced over the classes; all by default.
+        test: number of test images, likewise.
+        size: side to which images are resized, for sources of mixed sizes.
+    """
+
+    source: str
+    classes: tuple[str, ...] = ()
+    train: int | None = None
+    test: int | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Which network: a name of ``friends.models.MODELS`` and its width (None: as its authors have it)."""
+
+    name: str = "resnet18"
+    width: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalSpec:
+    """What the attacker wants: single test images (targets) pushed into another class.
+
+    Args:
+        count: how many targets; each is an attack of its own, with its own poisons and victims.
+        true_class: class of the targets; by default drawn anew for each, as in the standard protocol.
+        wanted_class: class that they are to be taken for; by default one of the others, drawn anew.
+        correct: whether targets are drawn only from images that the attacker's surrogate classifies rightly.
+    """
+
+    count: int = 8
+    true_class: str | None = None
+    wanted_class: str | None = None
+    correct: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"at least one target is needed, not {self.count}")
+        if self.true_class is not None and self.true_class == self.wanted_class:
+            raise ValueError(f"targets of class {self.true_class!r} are wanted as the same class")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSpec:
+    """One way to train on the poisons: a name and the defenses in force."""
+
+    name: str
+    defenses: tuple[Defense, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One cell of the grid: an attack on some targets, the victim trained undefended and in each defended way.
+
+    Args:
+        name: names the run's folder.
+        seed: everything random follows from it.
+        scenario: from scratch, on frozen features of a pretrained network, or fine-tuning all of it.
+        data, model, goals, attack: what is trained, and what is done to it.
+        arms: the defended ways; ``undefended`` is always there and comes first.
+        recipe: how victims (and, from scratch, surrogates) are trained.
+        pretraining: how the network of a transfer or fine-tuning scenario is pretrained, on clean data.
+        pretraining_images: how many images for that; the first ``data.train`` of them are what victims train on.
+            By default exactly those.
+        batchnorm: in transfer, ``"running"`` keeps the frozen features fixed, ``"batch"`` lets batch statistics
+            drift as in the code released with the paper.
+        controls: how many models are trained on clean data, for the rate at which targets are hit with no poison.
+        own_surrogates: whether each target gets its own surrogate; shared ones save time but tie targets together.
+        scaled_down: what makes this smaller than the experiment it stands for; empty for full size.
+    """
+
+    name: str
+    seed: int = 0
+    scenario: Scenario = "scratch"
+    data: DataSpec
+    model: ModelSpec = ModelSpec()
+    goals: GoalSpec = GoalSpec()
+    attack: Attack
+    arms: tuple[ArmSpec, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+    pretraining: Recipe = field(default_factory=Recipe)
+    pretraining_images: int | None = None
+    batchnorm: Literal["running", "batch"] = "running"
+    controls: int = 1
+    own_surrogates: bool = False
+    scaled_down: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or any(c in self.name for c in "/\\") or self.name.startswith("."):
+            raise ValueError(f"a trial's name names a folder; {self.name!r} cannot")
+        names = ["undefended", "clean", *(arm.name for arm in self.arms)]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two arms have the same name: {', '.join(names)}")
+        if self.controls < 0:
+            raise ValueError(f"controls is a number of models >= 0, not {self.controls}")
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the name, as plain JSON values, for records and hashes."""
+        plain = cast("dict[str, Any]", plain_value(self))
+        del plain["name"]
+        return plain
+
+    def key(self) -> str:
+        """A hash of everything that decides the result; trials that differ in any setting differ in it."""
+        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plain_value(value: object) -> object:
+    """A setting as plain JSON: frozen dataclasses become objects that carry their class's name."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: plain_value(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return fields if isinstance(value, Trial) else {"is": type(value).__name__, **fields}
+    if isinstance(value, (tuple, list)):
+        return [plain_value(item) for item in cast("tuple[object, ...]", value)]
+    return value
+
+
+def read_trial(path: Path) -> Trial:
+    """The trial that a TOML file describes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not TOML, or a name or value in it is wrong; says which, and what was meant perhaps.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no trial file {path}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    try:
+        return parse_trial(table, default_name=path.stem)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def parse_trial(table: Mapping[str, Any], default_name: str = "trial") -> Trial:
+    """The trial that nested plain values describe; see ``docs/trials.md`` for the names."""
+    top = dict(table)
+    scenario = top.get("scenario", "scratch")
+    if scenario not in RECIPES:
+        raise ValueError(_unknown("scenario", str(scenario), RECIPES))
+    settings: dict[str, Any] = {"name": default_name}
+    if "data" not in top:
+        raise ValueError('a trial needs [data] with source = "..."')
+    if "attack" not in top:
+        raise ValueError('a trial needs [attack] with name = "..."')
+    settings["attack"] = _named("attack", ATTACKS, top.pop("attack"))
+    settings["arms"] = tuple(_arm(arm) for arm in top.pop("arms", []))
+    settings["recipe"] = _recipe(RECIPES[scenario], top.pop("recipe", {}), "recipe")
+    settings["pretraining"] = _recipe(RECIPES["scratch"], top.pop("pretraining", {}), "pretraining")
+    return construct(Trial, {**settings, **top}, "trial")
+
+
+def _arm(table: Mapping[str, Any]) -> ArmSpec:
+    rest = dict(table)
+    name = rest.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError('every [[arms]] needs a name, e.g. name = "friends-b"')
+    defenses = rest.pop("defenses", None)
+    if defenses is None:
+        raise ValueError(f"arm {name!r} needs [[arms.defenses]]; undefended is always there by itself")
+    if rest:
+        raise ValueError(f"unknown setting {next(iter(rest))!r} of arm {name!r}")
+    return ArmSpec(name=name, defenses=tuple(_named("defense", DEFENSES, d) for d in defenses))
+
+
+def _recipe(base: Recipe, table: Mapping[str, Any], where: str) -> Recipe:
+    changed = dict(table)
+    if changed.get("augment") is True:
+        changed["augment"] = {}
+    given = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
+    return construct(Recipe, {**given, **changed}, where)
+
+
+def _named(kind: str, known: Mapping[str, type[T]], table: Mapping[str, Any]) -> T:
+    rest = dict(table)
+    name = rest.pop("name", None)
+    if name not in known:
+        raise ValueError(_unknown(kind, str(name), known))
+    return construct(known[name], rest, f"{kind} {name}")
+
+
+def _unknown(kind: str, name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"unknown {kind} {name!r}, " + (
+        f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}"
+    )
+
+
+def construct(cls: type[T], settings: Mapping[str, Any], where: str) -> T:
+    """Make a settings dataclass from plain values, each checked and converted to its field's type.
+
+    Fractions may be written as they are printed: ``"16/255"``. ``false`` stands for None where None is allowed.
+
+    Raises:
+        ValueError: an unknown setting (with the nearest known one), a missing one, or a value of another type.
+    """
+    hints = get_type_hints(cls)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(cast(Any, cls)) if f.init}
+    for name in settings:
+        if name not in known:
+            raise ValueError(_unknown(f"setting of {where}", name, known))
+    values = {name: _convert(known[name], value, f"{where}: {name}") for name, value in settings.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {str(error).replace(cls.__name__ + '.__init__() ', '')}") from error
+
+
+_FRIENDLY: dict[str, FriendlySettings] = {"paper": PAPER, "released": RELEASED}
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the type ``hint``."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None or (value is False and bool not in args):
+            return None
+        inner = [a for a in args if a is not type(None)]
+        return _convert(inner[0], value, where) if len(inner) == 1 else value
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{where} is one of {', '.join(map(str, args))}, not {value!r}")
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(args[0], item, where) for item in cast("list[Any]", value))
+    if hint is FriendlySettings and isinstance(value, str):
+        if value not in _FRIENDLY:
+            raise ValueError(_unknown(f"{where}", value, _FRIENDLY))
+        return _FRIENDLY[value]
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        table = dict(cast("Mapping[str, Any]", value))
+        base = _FRIENDLY.get(str(table.pop("base", ""))) if hint is FriendlySettings else None
+        start = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} if base else {}
+        return construct(cast(type, hint), {**start, **table}, where)
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, str):
+        try:
+            return float(Fraction(value))
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError(f'{where} is a number such as 0.1 or "16/255", not {value!r}') from error
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise ValueError(f"{where} is {'an' if hint is int else 'a'} {hint.__name__}, not {value!r}")
+    if hint is float:
+        raise ValueError(f"{where} is a number, not {value!r}")
+    return value
+
+
+__all__ = ["ArmSpec", "Augment", "DataSpec", "GoalSpec", "ModelSpec", "Trial", "parse_trial", "read_trial"]

@@ -1,0 +1,116 @@
+"""Encoded images (JPEG, PNG and their like) as one byte tensor, of one size or brought to one size."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from friends.data.convert import grey_or_rgb
+from friends.types import Progress, silent
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
+MAX_PIXELS = 50_000_000
+"""More pixels than this in one image are taken for a decompression bomb."""
+CHUNK = 512
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image that is not decoded yet.
+
+    Args:
+        where: what errors call it: its path, or its file and row.
+        data: the encoded bytes, or the file that holds them.
+    """
+
+    where: str
+    data: bytes | Path
+
+
+def decode_all(
+    images: Iterable[Encoded], n: int, *, size: int | None = None, progress: Progress = silent, what: str = "decode"
+) -> UInt8[Tensor, "n c h w"]:
+    """Decode ``n`` images into one tensor: one channel if all of them are grey, else three.
+
+    Args:
+        size: height and width to bring every image to (see :func:`square`); None demands that all are equal.
+
+    Raises:
+        ValueError: an image is corrupt, implausibly large, or not of the size of the first; it is named.
+    """
+    out: np.ndarray[Any, Any] | None = None
+    first, grey, done = "", True, 0
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for chunk in _chunks(images):
+            for image, pixels in zip(chunk, pool.map(lambda one: decode(one, size), chunk), strict=True):
+                if out is None:
+                    out, first = np.empty((n, 3, *pixels.shape[:2]), dtype=np.uint8), image.where
+                if pixels.shape[:2] != out.shape[2:]:
+                    raise ValueError(f"images differ in size: {first} is {_hw(out.shape[2:])}, {image.where} is "
+                                     f"{_hw(pixels.shape)}; pass size= to bring all to one")  # fmt: skip
+                grey = grey and pixels.ndim == 2
+                out[done] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+                done += 1
+            progress(what, done, n)
+    if out is None or done != n:
+        raise ValueError(f"{what}: {done} images found where {n} were announced")
+    return torch.from_numpy(out[:, :1].copy() if grey else out)
+
+
+def decode(image: Encoded, size: int | None = None) -> np.ndarray[Any, Any]:
+    """Bytes ``(h, w)`` of a grey image or ``(h, w, 3)`` of any other. Raises ``ValueError`` that names the image."""
+    try:
+        source = io.BytesIO(image.data) if isinstance(image.data, bytes) else image.data
+        with Image.open(source, formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"it has {opened.width}x{opened.height} pixels")
+            plain = grey_or_rgb(opened)
+            return np.asarray(plain if size is None else square(plain, size))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{image.where} is too large for a training image, at most {MAX_PIXELS} pixels "
+                         f"are decoded: {error}") from error  # fmt: skip
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # PIL's readers raise whatever a damaged file leads them to
+        raise ValueError(f"{image.where} is not a readable image: {str(error) or type(error).__name__}") from error
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """The central square of an "L" or "RGB" image, resized to ``size`` x ``size``; bilinear, antialiased."""
+    if image.size == (size, size):
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+
+
+def square_all(x: UInt8[Tensor, "n c h w"], size: int) -> UInt8[Tensor, "n c size size"]:
+    """:func:`square` for images that are decoded already, channel by channel."""
+    if x.shape[2:] == (size, size):
+        return x
+    out = np.empty((*x.shape[:2], size, size), dtype=np.uint8)
+    for row, channel in np.ndindex(*out.shape[:2]):
+        out[row, channel] = np.asarray(square(Image.fromarray(x[row, channel].numpy()), size))
+    return torch.from_numpy(out)
+
+
+def _chunks(images: Iterable[Encoded]) -> Iterator[list[Encoded]]:
+    rest = iter(images)
+    while chunk := list(itertools.islice(rest, CHUNK)):
+        yield chunk
+
+
+def _hw(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]}"

@@ -1,0 +1,232 @@
+"""What an attack wants (Goal) and what it made (PoisonedDataset), with the check that it kept its own promises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from friends.data.files import read_tensors, write_tensors
+from friends.data.images import LabeledImages
+
+FORMAT = "friends-poisons-1"
+
+
+class Trigger(Protocol):
+    """What turns a clean image into one that the backdoor answers to."""
+
+    def __call__(self, x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A patch pasted over the image, at an independent uniformly random place (Sleeper Agent) or a fixed one.
+
+    Args:
+        pixels: ``(c, ph, pw)`` float patch in [0, 1].
+        corner: row and column of its upper left pixel, or None for a random place per image.
+    """
+
+    pixels: Float[Tensor, "c ph pw"]
+    corner: tuple[int, int] | None = None
+
+    def __call__(self, x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]:
+        """A copy of ``x`` with the patch pasted in. Raises ``ValueError`` where the patch does not fit."""
+        _, ph, pw = self.pixels.shape
+        b, c, h, w = x.shape
+        if ph > h or pw > w or self.pixels.shape[0] not in (1, c):
+            raise ValueError(f"a patch of {tuple(self.pixels.shape)} does not fit images of {(c, h, w)}")
+        if self.corner is None:
+            rows = torch.randint(h - ph + 1, (b,), generator=generator).tolist()
+            columns = torch.randint(w - pw + 1, (b,), generator=generator).tolist()
+        else:
+            rows, columns = [self.corner[0]] * b, [self.corner[1]] * b
+        out = x.clone()
+        patch = self.pixels.to(x)
+        for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
+            out[i, :, row : row + ph, column : column + pw] = patch
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """What the attacker wants of the trained model: one image (targeted) or every triggered image (backdoor).
+
+    Args:
+        x: ``(m, c, h, w)`` float pixels in [0, 1], as they will be shown to the model: triggered already.
+        y_true: ``(m,)`` their true labels.
+        y_wanted: ``(m,)`` the labels that the attacker wants for them.
+        trigger: for a backdoor, the function that made ``x`` from clean images, for attacks that apply it elsewhere.
+        name: what reports call it, e.g. ``"test image 876: dog -> frog"``.
+
+    Raises:
+        ValueError: the goal is empty, shapes do not fit, pixels are not in [0, 1], or an image is already wanted
+            as what it is.
+    """
+
+    x: Float[Tensor, "m c h w"]
+    y_true: Int64[Tensor, " m"]
+    y_wanted: Int64[Tensor, " m"]
+    trigger: Trigger | None = None
+    name: str = "goal"
+
+    def __post_init__(self) -> None:
+        m = self.x.shape[0]
+        if m == 0:
+            raise ValueError("a goal without images: there would be nothing to attack")
+        if self.x.ndim != 4 or self.y_true.shape != (m,) or self.y_wanted.shape != (m,):
+            raise ValueError(f"a goal needs x (m, c, h, w) and two label vectors (m,), not {tuple(self.x.shape)}, "
+                             f"{tuple(self.y_true.shape)}, {tuple(self.y_wanted.shape)}")  # fmt: skip
+        if not bool(torch.isfinite(self.x).all()) or float(self.x.min()) < 0 or float(self.x.max()) > 1:
+            raise ValueError("a goal's pixels must be in [0, 1]")
+        same = (self.y_true == self.y_wanted).nonzero()
+        if len(same):
+            raise ValueError(f"goal image {int(same[0])} is wanted as its own class {int(self.y_true[same[0, 0]])}")
+
+    def __len__(self) -> int:
+        return len(self.y_true)
+
+    @property
+    def targeted(self) -> bool:
+        """Whether this is a targeted attack (images as they are), not a backdoor (images with a trigger)."""
+        return self.trigger is None
+
+
+@dataclass(frozen=True, eq=False)
+class PoisonedDataset:
+    """A training set of which some rows were replaced by poisons, and what they are meant to achieve.
+
+    Args:
+        train: the whole training set with the poisons in place of their base images.
+        poison_idx: ``(p,)`` int64 rows that are poisons, without repeats.
+        goal: what the attacker wants.
+        recipe: the attack that made it and its settings, as plain values, for reports.
+    """
+
+    train: LabeledImages
+    poison_idx: Int64[Tensor, " p"]
+    goal: Goal
+    recipe: Mapping[str, object] = field(default_factory=lambda: cast("dict[str, object]", {}))
+
+    def check(
+        self, clean: LabeledImages, *, xi: float | None, budget: int | None = None, clean_label: bool = True
+    ) -> None:
+        """Raise unless the set is what the attack claims, measured on the bytes that a victim will train on.
+
+        Args:
+            clean: the training set before the attack.
+            xi: l_inf bound of the perturbation in [0, 1] pixel units, e.g. 16/255; None for unbounded attacks.
+            budget: largest number of poisons allowed.
+            clean_label: whether labels must be unchanged.
+
+        Raises:
+            ValueError: naming the first row that breaks the claim, and by how much.
+        """
+        self._check_shape(clean)
+        p = self.poison_idx.cpu()
+        if budget is not None and len(p) > budget:
+            raise ValueError(f"{len(p)} poisons, but the budget is {budget}")
+        difference = (self.train.x.cpu().short() - clean.x.cpu().short()).abs().flatten(1).amax(1)
+        listed = torch.zeros(len(clean), dtype=torch.bool)
+        listed[p] = True
+        stray = ((difference > 0) & ~listed).nonzero().flatten()
+        if len(stray):
+            raise ValueError(f"{len(stray)} images changed that are not listed as poisons, first: {int(stray[0])}")
+        relabelled = self.train.y.cpu() != clean.y.cpu()
+        wrong = (relabelled & ~listed) | (relabelled if clean_label else torch.zeros_like(relabelled))
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            why = "a clean-label attack keeps labels" if clean_label else "it is no poison"
+            raise ValueError(f"row {row} has label {int(self.train.y[row])}, but it was {int(clean.y[row])}: {why}")
+        if xi is not None:
+            bound = math.floor(xi * 255 + 1e-6)
+            far = (difference > bound).nonzero().flatten()
+            if len(far):
+                raise ValueError(f"poison {int(far[0])} differs from its base image by {int(difference[far[0]])}/255, "
+                                 f"more than xi = {bound}/255")  # fmt: skip
+
+    def _check_shape(self, clean: LabeledImages) -> None:
+        if self.train.x.shape != clean.x.shape or self.train.classes != clean.classes:
+            raise ValueError(f"poisoned set {self.train!r} and clean set {clean!r} differ in shape or classes")
+        p = self.poison_idx
+        if p.ndim != 1 or p.dtype != torch.int64 or len(p) == 0:
+            raise ValueError("an empty poison set (or poison indices that are not a vector of int64): it would "
+                             "look like a perfect defense")  # fmt: skip
+        if int(p.min()) < 0 or int(p.max()) >= len(clean):
+            raise ValueError(f"poison index {int(p.max() if int(p.min()) >= 0 else p.min())} is out of range: "
+                             f"there are {len(clean)} training images")  # fmt: skip
+        if len(p.unique()) != len(p):
+            raise ValueError(f"{len(p) - len(p.unique())} poison indices are listed twice")
+        if self.goal.x.shape[1:] != clean.x.shape[1:]:
+            raise ValueError(f"goal images are {tuple(self.goal.x.shape[1:])}, training images {clean.shape}")
+
+    def save(self, path: Path) -> None:
+        """Write the poisons, not the clean rest, as one safetensors file; atomic."""
+        goal = self.goal
+        tensors = {
+            "poison_x": self.train.x[self.poison_idx],
+            "poison_y": self.train.y[self.poison_idx],
+            "poison_idx": self.poison_idx,
+            "goal_x": goal.x,
+            "goal_y_true": goal.y_true,
+            "goal_y_wanted": goal.y_wanted,
+        }
+        header: dict[str, object] = {
+            "format": FORMAT,
+            "recipe": dict(self.recipe),
+            "goal": goal.name,
+            "poisoned": self.train.fingerprint,
+            "trigger": "none",
+        }
+        if isinstance(goal.trigger, Patch):
+            tensors["patch"] = goal.trigger.pixels
+            header |= {"trigger": "patch", "corner": goal.trigger.corner}
+        elif goal.trigger is not None:
+            header["trigger"] = "other"
+        write_tensors(path, tensors, header)
+
+    @classmethod
+    def load(cls, path: Path, clean: LabeledImages) -> PoisonedDataset:
+        """Put a saved poison set back into the clean training set it was made for.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is torn or foreign, or the result is not what was saved: ``clean`` is other data.
+        """
+        tensors, header = read_tensors(path)
+        if header.get("format") != FORMAT:
+            raise ValueError(f"{path} is not a poison set of ours: format {header.get('format')!r}")
+        try:
+            idx = tensors["poison_idx"]
+            if len(idx) and int(idx.max()) >= len(clean):
+                raise ValueError(f"{path} poisons row {int(idx.max())}, but there are {len(clean)} training images")
+            if tensors["poison_x"].shape[1:] != clean.x.shape[1:]:
+                raise ValueError(f"{path} holds images of {tuple(tensors['poison_x'].shape[1:])}, not {clean.shape}")
+            x, y = clean.x.clone(), clean.y.clone()
+            x[idx.to(x.device)] = tensors["poison_x"].to(x.device)
+            y[idx.to(y.device)] = tensors["poison_y"].to(y.device)
+            trigger: Trigger | None = None
+            if header["trigger"] == "patch":
+                corner = cast("list[int] | None", header["corner"])
+                trigger = Patch(tensors["patch"], None if corner is None else (corner[0], corner[1]))
+            elif header["trigger"] != "none":
+                raise ValueError(f"{path} has a trigger that cannot be stored in a file")
+            goal = Goal(
+                tensors["goal_x"],
+                tensors["goal_y_true"],
+                tensors["goal_y_wanted"],
+                trigger,
+                str(header["goal"]),
+            )
+        except KeyError as error:
+            raise ValueError(f"{path} lacks {error}: it is not a whole poison set") from error
+        train = LabeledImages(x, y, clean.classes, clean.name)
+        if train.fingerprint != header["poisoned"]:
+            raise ValueError(f"{path} was made for other training data than {clean!r}")
+        return cls(train, idx, goal, cast("dict[str, object]", header["recipe"]))

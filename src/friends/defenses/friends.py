@@ -1,0 +1,99 @@
+"""FRIENDS: friendly noise, made once and early, plus random noise, redrawn at every step.
+
+Tian Yu Liu, Yu Yang, Baharan Mirzasoleiman: *Friendly Noise against Adversarial Noise: A Powerful Defense against
+Data Poisoning Attacks*, NeurIPS 2022, arXiv 2208.10224. Algorithm 2, in our symbols::
+
+    epochs before def_epoch:   train on x + m              m ~ random noise of strength mu, new at every step
+    at def_epoch:              e_i = friendly noise of x_i under the current model (Algorithm 1), for every i, once
+    from def_epoch on:         train on clip(x_i + e_i, 0, 1) + m
+
+Departures: friendly noise is rounded to whole grey levels, which leaves its KL divergence unchanged and makes image
+plus noise a byte image. Like the released code, random noise is on from the first epoch and is not clamped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from friends.data.images import LabeledImages
+from friends.noise.friendly import RELEASED, FriendlySettings
+from friends.noise.random import RandomNoise, add_noise, check_random, check_strength
+from friends.noise.store import NoiseStore, grey_noise
+from friends.training.defense import Defense, Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Friends(Defense):
+    """The Friendly Noise Defense.
+
+    Args:
+        zeta: bound of the friendly noise in [0, 1] pixel units; 0 leaves only the random noise.
+        mu: strength of the random noise; 0 leaves only the friendly noise.
+        random: ``"bernoulli"`` (FRIENDS-B), ``"uniform"`` (FRIENDS-U) or ``"gaussian"`` (FRIENDS-G).
+        def_epoch: the epoch (from 0) at whose start friendly noise is made: 5 from scratch, 0 in transfer learning.
+        settings: how friendly noise is optimised; its ``zeta`` is replaced by this one's.
+        store: take the friendly noise from this store, made with any proxy model, instead of generating it. It
+            must have been made for exactly the data that is trained on.
+
+    Raises:
+        ValueError: a strength outside [0, 1], an unknown distribution, a negative ``def_epoch``; at the start of
+            training, a store that does not fit the data, or a ``def_epoch`` that is never reached.
+    """
+
+    zeta: float = 16 / 255
+    mu: float = 16 / 255
+    random: RandomNoise = "bernoulli"
+    def_epoch: int = 5
+    settings: FriendlySettings = RELEASED
+    store: str | None = None
+
+    def __post_init__(self) -> None:
+        check_random(self.random, self.mu)
+        check_strength("zeta", self.zeta)
+        if self.zeta > 127 / 255:
+            raise ValueError(f"zeta is at most 127/255, not {self.zeta * 255:g}/255")
+        if self.def_epoch < 0:
+            raise ValueError(f"def_epoch is counted from 0, not {self.def_epoch}")
+
+    def before_training(self, data: LabeledImages, run: Run) -> None:
+        """Refuse what could not work before any time is spent."""
+        if self.zeta == 0:
+            return
+        if self.def_epoch >= run.epochs > 0:
+            raise ValueError(f"friendly noise would be made at epoch {self.def_epoch}, but training ends after "
+                             f"{run.epochs}: lower def_epoch")  # fmt: skip
+        if self.store is not None:
+            store = NoiseStore.load(Path(self.store))
+            store.check_zeta(self.zeta)
+            store.check(data)
+
+    def start_epoch(self, run: Run) -> None:
+        """Make the friendly noise of the whole data set, or load it, once."""
+        kept = run.memory(self)
+        if self.zeta == 0 or run.epoch < self.def_epoch or "friendly" in kept:
+            return
+        if self.store is not None:
+            kept["friendly"] = NoiseStore.load(Path(self.store)).tensor(run.device)
+            return
+        kept["friendly"] = grey_noise(
+            run.model,
+            run.data.x,
+            torch.arange(len(run.data)),
+            replace(self.settings, zeta=self.zeta),
+            seed=run.streams.integer("friendly"),
+            progress=run.progress,
+        )
+
+    def pixels(self, x: Float[Tensor, "b c h w"], idx: Int64[Tensor, " b"], run: Run) -> Float[Tensor, "b c h w"]:
+        """Add both noises to a batch."""
+        if self.mu == 0 and self.zeta == 0:
+            return x
+        kept = run.memory(self)
+        friendly = kept["friendly"][idx].to(x.dtype) / 255 if "friendly" in kept else None
+        generator = run.generator(self, "random", run.epoch, run.step)
+        return add_noise(x, friendly, random=self.random, mu=self.mu, generator=generator)

@@ -1,0 +1,186 @@
+"""The contract of every defense, and what a defense may see while a model is trained.
+
+The loop that calls the hooks (``fit``), as pseudocode::
+
+    run = Run(data, model, optimizer, ...)           # never told which rows are poison, nor the attacker's goal
+    for d in defenses: d.before_training(data, run)  # filters train a probe, then set run.keep
+    while run.epoch < run.epochs:
+        for d in defenses: d.start_epoch(run)        # friendly noise is made; EPIC drops rows; ABL changes phase
+        set the learning rate to run.schedule(run.epoch)
+        for idx in shuffled(rows where run.keep):
+            x, y = data.pixels(idx), data.y[idx]     # pixels in [0, 1]
+            for d in defenses: x = d.pixels(x, idx, run)
+            if run.augment: x = run.recipe.augment(x)
+            for d in defenses: x, y = d.batch(x, y, run)
+            loss = the one overridden d.loss, or cross-entropy, of run.model(x) and y
+            loss.backward()
+            for d in defenses: d.gradients(run)
+            run.optimizer.step()
+        run.epoch += 1                               # checkpoint here
+    for d in defenses: run.predictor = d.after_training(run)
+
+``run.model``, ``run.optimizer``, ``run.schedule``, ``run.epochs``, ``run.keep`` and ``run.augment`` are read again
+every time, so a hook may replace them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from friends.data.images import LabeledImages
+from friends.types import ABSTAIN, Progress, Streams, silent
+
+if TYPE_CHECKING:
+    from friends.training.fit import Recipe
+
+__all__ = ["ABSTAIN", "Defense", "Predictor", "Probe", "Run", "argmax_predictor"]
+
+
+class Predictor(Protocol):
+    """A trained pipeline as its user sees it: pixels in, class ids out, or :data:`ABSTAIN`."""
+
+    def __call__(self, x: Float[Tensor, "b c h w"], /) -> Int64[Tensor, " b"]: ...
+
+
+class Probe(Protocol):
+    """Train another model on (part of) the same data, with the same recipe: what filters look through."""
+
+    def __call__(
+        self,
+        *,
+        keep: Tensor | None = None,
+        epochs: int | None = None,
+        defenses: Sequence[Defense] = (),
+        name: str = "probe",
+    ) -> nn.Module: ...
+
+
+@dataclass(eq=False)
+class Run:
+    """One training in progress: everything that a hook may look at or change, and nothing that it must not see.
+
+    Args:
+        data: the training data, poisons and all, on the training device.
+        model: the network being trained; takes pixels in [0, 1] (its first layer normalises), returns logits.
+        optimizer: reassign it to start a phase with fresh momentum, and rebuild it in :meth:`Defense.resume`.
+        recipe: how the loop trains.
+        schedule: epoch -> learning rate, applied to every parameter group after ``start_epoch``.
+        streams: random streams of this training. Draw from ``generator(self, ...)``, not from here.
+        epochs: how many epochs the loop will run.
+        epoch: the epoch being trained, from 0.
+        step: the batch within the epoch, from 0.
+        keep: ``(n,)`` bool, rows trained on.
+        augment: whether flip and shift are on.
+        clean: a clean reserve outside the training data, for the defenses that are entitled to one.
+        probe: trains a helper model.
+        progress: where long steps say how far they are.
+    """
+
+    data: LabeledImages
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    recipe: Recipe
+    schedule: Callable[[int], float]
+    streams: Streams
+    epochs: int
+    keep: Tensor
+    probe: Probe
+    clean: LabeledImages | None = None
+    epoch: int = 0
+    step: int = 0
+    augment: bool = True
+    progress: Progress = silent
+    predictor: Predictor = field(init=False)
+    _memory: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    _defenses: tuple[Defense, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        self.predictor = argmax_predictor(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where training happens."""
+        return self.data.device
+
+    def memory(self, defense: Defense) -> dict[str, Tensor]:
+        """The tensors that a defense keeps during this training; they travel in the checkpoints.
+
+        A defense itself is a frozen value and remembers nothing, so one object can serve many trainings.
+        """
+        return self._memory[self._place(defense)]
+
+    def generator(self, defense: Defense, *name: str | int) -> torch.Generator:
+        """A random stream of this defense alone, on the training device.
+
+        Adding or removing a defense of another kind does not change it. The generator starts anew at each call:
+        name the epoch, and the step where there are draws at every step.
+        """
+        same = [d for d in self._defenses[: self._place(defense)] if type(d) is type(defense)]
+        return self.streams(type(defense).__name__, len(same), *name, device=self.device)
+
+    def _place(self, defense: Defense) -> int:
+        for place, other in enumerate(self._defenses):
+            if other is defense:
+                return place
+        raise ValueError(f"{defense!r} does not take part in this training")
+
+
+class Defense:
+    """A way to train safely on data that may be poisoned. Every hook does nothing: override the one or two you need.
+
+    A subclass is a frozen dataclass of settings. What it may know about the attack (an expected number of poisons,
+    a bound) is a setting, so that it shows in the repr and in every table. State lives in ``run.memory(self)``;
+    random draws come from ``run.generator(self, ...)``. A defense never learns which rows are poison: no hook is
+    told, and ``fit`` is not either.
+    """
+
+    def before_training(self, data: LabeledImages, run: Run) -> None:
+        """Before the first epoch. Filters train ``run.probe(...)`` here and clear rows of ``run.keep``."""
+
+    def resume(self, run: Run) -> None:
+        """After a checkpoint was loaded: rebuild what is no tensor, such as an optimizer that a phase replaced."""
+
+    def start_epoch(self, run: Run) -> None:
+        """Before epoch ``run.epoch``. Friendly noise is made here; a defense with phases changes phase here."""
+
+    def pixels(self, x: Float[Tensor, "b c h w"], idx: Int64[Tensor, " b"], run: Run) -> Float[Tensor, "b c h w"]:
+        """Pixels in [0, 1] before augmentation; ``idx`` are rows of the data. Noise tied to pixels lives here."""
+        return x
+
+    def batch(self, x: Float[Tensor, "b c h w"], y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+        """The augmented batch, about to enter the model. May change its size and return soft labels ``(b, k)``."""
+        return x, y
+
+    def loss(self, logits: Float[Tensor, "b k"], y: Tensor, run: Run) -> Float[Tensor, ""]:
+        """What is minimised. At most one defense of a training may override it."""
+        return F.cross_entropy(logits, y)
+
+    def gradients(self, run: Run) -> None:
+        """Gradients are in ``.grad``, the optimizer has not stepped: clip here, or add noise."""
+
+    def after_training(self, run: Run) -> Predictor:
+        """The pipeline to use. May mend ``run.model``, or wrap ``run.predictor`` in one that abstains."""
+        return run.predictor
+
+
+def argmax_predictor(model: nn.Module) -> Predictor:
+    """The predictor that answers with the class of the largest logit, in eval mode, without gradients."""
+
+    def predict(x: Float[Tensor, "b c h w"]) -> Int64[Tensor, " b"]:
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                out = model(x)
+                return getattr(out, "logits", out).argmax(1)
+        finally:
+            model.train(was_training)
+
+    return predict

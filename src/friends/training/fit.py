@@ -1,0 +1,330 @@
+"""The training loop: one for every attack, every defense and every scenario.
+
+What differs between training from scratch, transfer and fine-tuning is the model that ``make_model`` returns and the
+numbers in the :class:`Recipe`; the loop has no branch for it. What differs between defenses is in their hooks, drawn
+in :mod:`friends.training.defense`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from friends.data.augment import Augment
+from friends.data.images import LabeledImages
+from friends.training.checkpoint import Checkpoint
+from friends.training.defense import Defense, Predictor, Run
+from friends.types import Progress, Streams, silent
+
+MakeModel = Callable[[torch.Generator], nn.Module]
+Watch = Callable[[nn.Module, int], Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained: SGD with a step schedule. The defaults are the paper's from-scratch recipe.
+
+    Args:
+        epochs: passes over the data.
+        lr: learning rate at the start.
+        momentum: with Nesterov's form when ``nesterov`` is set.
+        weight_decay: on all parameters, or without those of normalisation layers and biases (``decay="weights"``).
+        batch: images per step; a last short batch is kept.
+        drops: the learning rate is multiplied by ``factor`` at these fractions of the epochs: 3/8, 5/8 and 7/8 are
+            30/50/70 of 80 and 15/25/35 of 40, as printed in the paper (its code: 29/49/70 and 14/24/35).
+        augment: random flip and shift of every batch, or None.
+        precision: ``"auto"`` is bfloat16 autocast on a GPU that has it, float32 elsewhere.
+        compile: whether to use ``torch.compile``; None means on a GPU only.
+    """
+
+    epochs: int = 80
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    decay: Literal["all", "weights"] = "all"
+    batch: int = 128
+    drops: tuple[float, ...] = (3 / 8, 5 / 8, 7 / 8)
+    factor: float = 0.1
+    augment: Augment | None = field(default_factory=Augment)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch < 1 or self.lr <= 0:
+            raise ValueError(f"epochs >= 0, batch >= 1 and lr > 0 expected, not {self.epochs}, {self.batch}, {self.lr}")
+        if not all(0 < drop <= 1 for drop in self.drops):
+            raise ValueError(f"drops are fractions of the epochs in (0, 1], not {self.drops}")
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        return self.lr * self.factor ** sum(epoch >= round(drop * self.epochs) for drop in self.drops)
+
+
+RECIPES: dict[str, Recipe] = {
+    "scratch": Recipe(),
+    "transfer": Recipe(epochs=40),
+    "finetune": Recipe(epochs=40, lr=0.01),
+}
+"""The paper's recipes by scenario; fine-tuning, which the paper has no numbers for, uses a tenth of the step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A finished training.
+
+    Args:
+        model: the network after the last epoch (never the best one: that would select on test data).
+        predictor: the pipeline to judge; not the model's argmax if a defense abstains.
+        history: per epoch, ``loss``, ``lr``, ``seconds``, ``kept`` rows and whatever ``watch`` returned.
+        memory: what each defense kept, in the order of the defenses.
+        keep: ``(n,)`` bool, the rows trained on in the last epoch.
+        seconds: training time, defenses included, over all the processes that it took.
+    """
+
+    model: nn.Module
+    predictor: Predictor
+    history: tuple[dict[str, float], ...]
+    memory: tuple[dict[str, Tensor], ...]
+    keep: Tensor
+    seconds: float
+
+
+def fit(
+    data: LabeledImages,
+    make_model: MakeModel,
+    *,
+    recipe: Recipe,
+    defenses: Sequence[Defense] = (),
+    streams: Streams,
+    clean: LabeledImages | None = None,
+    watch: Watch | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress = silent,
+    what: str = "training",
+) -> Fitted:
+    """Train a model, with any number of defenses, on the device where ``data`` is.
+
+    Args:
+        data: the training set; poisoned or not, nobody here can tell.
+        make_model: makes the initial model from the stream ``"weights"``; takes pixels in [0, 1].
+        recipe: how to train.
+        defenses: applied in this order at every hook.
+        streams: the training's random streams; equal streams give equal initial weights, order and augmentation
+            whatever the defenses.
+        clean: a reserve of clean images, for the defenses that are entitled to one.
+        watch: called with the model (in eval mode) and the number of finished epochs after every epoch; what it
+            returns goes into the history. It cannot influence the training.
+        checkpoint: folder to resume from and to save to after every epoch. A training killed at any moment and
+            started again with the same arguments ends with the same model, bit for bit on one machine.
+        progress: told about every step.
+        what: what ``progress`` calls this training.
+
+    Raises:
+        ValueError: empty data, two defenses that both override the loss, a checkpoint of another training (the
+            first difference is named), or a defense that removed every row.
+        FloatingPointError: the loss is no longer finite.
+    """
+    if len(data) == 0:
+        raise ValueError(f"no image to train on in {data!r}")
+    minimised = _loss_of(defenses)
+    run = _start(data, make_model, recipe, defenses, streams, clean, checkpoint, progress)
+    saved = Checkpoint(checkpoint, _identity(data, recipe, defenses, streams)) if checkpoint else None
+    history: list[dict[str, float]] = []
+    before = 0.0
+    clock = time.perf_counter()
+    state = saved.load(run) if saved else None
+    if state is None:
+        for defense in defenses:
+            defense.before_training(data, run)
+    else:
+        history, before = state
+    while run.epoch < run.epochs:
+        history.append(_epoch(run, defenses, minimised, progress, what))
+        if watch is not None:
+            history[-1] |= _watched(watch, run)
+        if saved:
+            saved.save(run, history, before + time.perf_counter() - clock)
+    for defense in defenses:
+        run.predictor = defense.after_training(run)
+    run.model.eval()
+    memory = tuple(run.memory(defense) for defense in defenses)
+    seconds = before + time.perf_counter() - clock
+    return Fitted(run.model, run.predictor, tuple(history), memory, run.keep, seconds)
+
+
+def _start(
+    data: LabeledImages,
+    make_model: MakeModel,
+    recipe: Recipe,
+    defenses: Sequence[Defense],
+    streams: Streams,
+    clean: LabeledImages | None,
+    checkpoint: Path | None,
+    progress: Progress,
+) -> Run:
+    """A run at epoch 0."""
+    model = make_model(streams("weights")).to(device=data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    keep = torch.ones(len(data), dtype=torch.bool, device=data.device)
+
+    def probe(
+        *,
+        keep: Tensor | None = None,
+        epochs: int | None = None,
+        defenses: Sequence[Defense] = (),
+        name: str = "probe",
+    ) -> nn.Module:
+        return fit(
+            data if keep is None else data.rows(keep.nonzero().flatten()),
+            make_model,
+            recipe=recipe if epochs is None else replace(recipe, epochs=epochs),
+            defenses=defenses,
+            streams=streams.child("probe", name),
+            checkpoint=checkpoint / f"probe-{name}" if checkpoint else None,
+            progress=progress,
+            what=name,
+        ).model
+
+    return Run(
+        data=data,
+        model=model,
+        optimizer=sgd(model, recipe),
+        recipe=recipe,
+        schedule=recipe.lr_at,
+        streams=streams,
+        epochs=recipe.epochs,
+        keep=keep,
+        probe=probe,
+        clean=clean,
+        augment=recipe.augment is not None,
+        progress=progress,
+        _memory={place: {} for place in range(len(defenses))},
+        _defenses=tuple(defenses),
+    )
+
+
+def sgd(model: nn.Module, recipe: Recipe, lr: float | None = None) -> torch.optim.SGD:
+    """The recipe's optimizer over the trainable parameters of a model, with fresh momentum."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for module in model.modules():
+        normalises = isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm))  # pyright: ignore[reportPrivateUsage]
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                exempt = recipe.decay == "weights" and (normalises or name == "bias")
+                (free if exempt else decayed).append(parameter)
+    if not decayed and not free:
+        raise ValueError("the model has no trainable parameter")
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=lr or recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+    )
+
+
+def _epoch(
+    run: Run, defenses: Sequence[Defense], minimised: Defense, progress: Progress, what: str
+) -> dict[str, float]:
+    """Train one epoch; returns its line of the history and leaves ``run.epoch`` at the next one."""
+    clock = time.perf_counter()
+    for defense in defenses:
+        defense.start_epoch(run)
+    lr = run.schedule(run.epoch)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    rows = _order(run)
+    augment = run.streams("augment", run.epoch, device=run.device)
+    total = torch.zeros((), device=run.device)
+    run.model.train()
+    forward = _forward(run)
+    batches = rows.split(run.recipe.batch)
+    for step, idx in enumerate(batches):
+        run.step = step
+        x, y = run.data.pixels(idx), run.data.y[idx]
+        for defense in defenses:
+            x = defense.pixels(x, idx, run)
+        if run.augment and run.recipe.augment is not None:
+            x = run.recipe.augment(x, augment, run.data.moments[0])
+        for defense in defenses:
+            x, y = defense.batch(x, y, run)
+        with _autocast(run):
+            logits = forward(x.contiguous(memory_format=torch.channels_last)).float()
+        loss = minimised.loss(logits, y, run)
+        run.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for defense in defenses:
+            defense.gradients(run)
+        run.optimizer.step()
+        total += loss.detach() * len(idx)
+        progress(what, run.epoch * len(batches) + run.step + 1, run.epochs * len(batches))
+    mean = float(total) / len(rows)
+    if mean != mean or mean in (float("inf"), float("-inf")):
+        raise FloatingPointError(f"{what}: the loss of epoch {run.epoch} is {mean}; lower lr = {lr:g}")
+    run.epoch += 1
+    seconds = time.perf_counter() - clock
+    return {"epoch": run.epoch, "loss": mean, "lr": lr, "seconds": seconds, "kept": len(rows)}
+
+
+def _order(run: Run) -> Int64[Tensor, " k"]:
+    """The rows of this epoch, shuffled; drawn on the CPU so that every device trains in the same order."""
+    order = torch.randperm(len(run.data), generator=run.streams("order", run.epoch)).to(run.device)
+    rows = order[run.keep[order]]
+    if len(rows) == 0:
+        raise ValueError(f"the defenses removed all {len(order)} training images before epoch {run.epoch}")
+    return rows
+
+
+def _forward(run: Run) -> Callable[[Tensor], Tensor]:
+    """The model to call: compiled on a GPU, unless the recipe says otherwise."""
+    wanted = run.recipe.compile if run.recipe.compile is not None else run.device.type == "cuda"
+    if not wanted:
+        return run.model
+    compiled = _COMPILED.get(id(run.model))
+    if compiled is None:
+        _COMPILED.clear()  # one at a time: it holds the model
+        compiled = _COMPILED[id(run.model)] = torch.compile(run.model)  # pyright: ignore[reportArgumentType]
+    return compiled
+
+
+_COMPILED: dict[int, Callable[[Tensor], Tensor]] = {}
+
+
+def _autocast(run: Run) -> contextlib.AbstractContextManager[object]:
+    chosen = run.recipe.precision
+    if chosen == "auto":
+        chosen = "bfloat16" if run.device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return torch.autocast(run.device.type, torch.bfloat16, enabled=chosen == "bfloat16")
+
+
+def _watched(watch: Watch, run: Run) -> dict[str, float]:
+    run.model.eval()
+    with torch.no_grad():
+        return dict(watch(run.model, run.epoch))
+
+
+def _loss_of(defenses: Sequence[Defense]) -> Defense:
+    """The one defense whose loss is minimised."""
+    own = [defense for defense in defenses if type(defense).loss is not Defense.loss]
+    if len(own) > 1:
+        raise ValueError(f"{own[0]!r} and {own[1]!r} both replace the loss: they do not compose")
+    return own[0] if own else Defense()
+
+
+def _identity(data: LabeledImages, recipe: Recipe, defenses: Sequence[Defense], streams: Streams) -> dict[str, str]:
+    """What makes a training this one and no other, by name, for checkpoints."""
+    return {
+        "data": data.fingerprint,
+        "recipe": repr(recipe),
+        "defenses": repr(list(defenses)),
+        "seed": str(streams.seed),
+    }
