@@ -1,4 +1,15 @@
-"""The contract of every attack, and what each of them needs: bases, a surrogate held still, a data set of poisons."""
+"""The contract of every attack, and what each of them needs: bases, a surrogate held still, a data set of poisons.
+
+An attack of bounded perturbations, whole::
+
+    rows = choose_bases(train, wanted_class(goal, train), budget, streams("bases"))
+    models = [surrogate(train, index=k) for k in ...]
+    with still(models, ...):
+        crafted = craft(train.pixels(rows), objectives, loop, ...)    # the outer loop, in crafting.py
+    return poisoned(train, rows, crafted, goal, ...)                  # rounded to bytes, in place of their bases
+
+An attack imports what it shares with others from here.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +23,30 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from friends.attacks.crafting import Crafted
+from friends.attacks.crafting import Crafted, Loop, Objective, Start, craft
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
 from friends.types import Progress, Streams, silent
+
+__all__ = [
+    "Attack",
+    "Crafted",
+    "Loop",
+    "Objective",
+    "Settings",
+    "Start",
+    "Surrogate",
+    "check_budget",
+    "choose_bases",
+    "craft",
+    "logits_of",
+    "penultimate",
+    "place_of",
+    "poisoned",
+    "rounded",
+    "still",
+    "wanted_class",
+]
 
 
 class Surrogate(Protocol):

@@ -28,16 +28,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from friends.attacks.base import (
+    Loop,
+    Objective,
     Surrogate,
     check_budget,
     choose_bases,
+    craft,
     penultimate,
     place_of,
     poisoned,
     still,
     wanted_class,
 )
-from friends.attacks.crafting import Loop, Objective, craft
 from friends.data.augment import Augment
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset

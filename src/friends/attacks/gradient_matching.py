@@ -25,16 +25,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from friends.attacks.base import (
+    Loop,
+    Objective,
+    Start,
     Surrogate,
     check_budget,
     choose_bases,
+    craft,
     logits_of,
     place_of,
     poisoned,
     still,
     wanted_class,
 )
-from friends.attacks.crafting import Loop, Objective, Start, craft
 from friends.data.augment import Augment
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset

@@ -50,7 +50,7 @@ def strips(exhibit: Exhibit) -> list[Strip]:
     found = [
         _images("Base images", "Training images as they were before the attack.", bases),
         _noise("What the attacker added", "The perturbation, magnified", poisons - bases),
-        _images("Poisons", "The same images as the victim gets them, labels unchanged.", poisons),
+        _images("Poisons", "The same images as the victim gets them.", poisons),
     ]
     seen = poisons
     if exhibit.friendly is not None:

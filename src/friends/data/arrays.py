@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def read(path: Path) -> tuple[LabeledImages, LabeledImages]:
                 raise ValueError("it is a single array")
             wanted = {key for pairs in KEYS.values() for pair in pairs for key in pair} | {"classes"}
             arrays = {key: archive[key] for key in archive.files if key in wanted}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
     train_x, train_y = _split(path, arrays, "train")
     test_x, test_y = _split(path, arrays, "test")

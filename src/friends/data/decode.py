@@ -22,7 +22,8 @@ from friends.types import Progress, silent
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
 MAX_PIXELS = 50_000_000
 """More pixels than this in one image are taken for a decompression bomb."""
-CHUNK = 512
+CHUNK = 64
+"""Images that a thread decodes at a time: one by one, handing over a small image costs a third of decoding it."""
 WORKERS = 2
 
 
@@ -52,17 +53,16 @@ def decode_all(
     """
     out: np.ndarray[Any, Any] | None = None
     first, grey, done = "", True, 0
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for chunk in _chunks(images):
-            for image, pixels in zip(chunk, pool.map(lambda one: decode(one, size), chunk), strict=True):
-                if out is None:
-                    out, first = np.empty((n, 3, *pixels.shape[:2]), dtype=np.uint8), image.where
-                if pixels.shape[:2] != out.shape[2:]:
-                    raise ValueError(f"images differ in size: {first} is {_hw(out.shape[2:])}, {image.where} is "
-                                     f"{_hw(pixels.shape)}; pass size= to bring all to one")  # fmt: skip
-                grey = grey and pixels.ndim == 2
-                out[done] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-                done += 1
+    for image, pixels in _decoded(images, size):
+        if out is None:
+            out, first = np.empty((n, 3, *pixels.shape[:2]), dtype=np.uint8), image.where
+        if pixels.shape[:2] != out.shape[2:]:
+            raise ValueError(f"images differ in size: {first} is {_hw(out.shape[2:])}, {image.where} is "
+                             f"{_hw(pixels.shape)} (height x width); pass size= to bring all to one")  # fmt: skip
+        grey = grey and pixels.ndim == 2
+        out[done] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        done += 1
+        if done % CHUNK == 0 or done == n:
             progress(what, done, n)
     if out is None or done != n:
         raise ValueError(f"{what}: {done} images found where {n} were announced")
@@ -106,8 +106,20 @@ def square_all(x: UInt8[Tensor, "n c h w"], size: int) -> UInt8[Tensor, "n c siz
     return torch.from_numpy(out)
 
 
-def _chunks(images: Iterable[Encoded]) -> Iterator[list[Encoded]]:
+def _decoded(images: Iterable[Encoded], size: int | None) -> Iterator[tuple[Encoded, np.ndarray[Any, Any]]]:
+    """The images and their pixels, in order; a few chunks are in memory at a time."""
+
+    def decode_chunk(chunk: list[Encoded]) -> list[np.ndarray[Any, Any]]:
+        return [decode(image, size) for image in chunk]
+
     rest = iter(images)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        while chunks := list(itertools.islice(_chunks(rest), 4 * WORKERS)):
+            for chunk, pixels in zip(chunks, pool.map(decode_chunk, chunks), strict=True):
+                yield from zip(chunk, pixels, strict=True)
+
+
+def _chunks(rest: Iterator[Encoded]) -> Iterator[list[Encoded]]:
     while chunk := list(itertools.islice(rest, CHUNK)):
         yield chunk
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.client
-import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from friends.data.files import replacing
@@ -43,7 +44,8 @@ def fetch(
         raise ValueError(f"only http and https addresses are fetched, not {url!r}")
     try:
         with replacing(path) as temporary:
-            found = _stream(url, temporary, progress, timeout, max_bytes)
+            report = functools.partial(progress, f"download {path.name}")
+            found = _stream(url, temporary, report, timeout, max_bytes)
             if found != md5.lower():
                 raise DownloadError(f"the file has md5 {found}, not {md5.lower()}")
     except (OSError, http.client.HTTPException) as error:
@@ -53,7 +55,7 @@ def fetch(
     return path
 
 
-def _stream(url: str, path: Path, progress: Progress, timeout: float, max_bytes: int) -> str:
+def _stream(url: str, path: Path, report: Callable[[int, int], None], timeout: float, max_bytes: int) -> str:
     """Write the body of ``url`` to ``path`` and return its md5."""
     digest, done = hashlib.md5(usedforsecurity=False), 0
     request = urllib.request.Request(url, headers={"User-Agent": "friends"})
@@ -65,7 +67,7 @@ def _stream(url: str, path: Path, progress: Progress, timeout: float, max_bytes:
                 raise DownloadError(f"the answer is longer than {max_bytes} bytes")
             digest.update(chunk)
             file.write(chunk)
-            progress(f"download {path.name.strip('.').split('.')[0]}", done, max(done, total))
+            report(done, max(done, total))
         if total and done != total:
             raise DownloadError(f"the connection ended after {done} of {total} bytes")
     return digest.hexdigest()

@@ -74,7 +74,8 @@ class LabeledImages:
 
     def rows(self, rows: Tensor | Sequence[int], name: str | None = None) -> LabeledImages:
         """The given rows, in the given order, with all classes kept."""
-        index = torch.as_tensor(rows, device=self.x.device)
+        index = rows if isinstance(rows, Tensor) else torch.tensor(rows, dtype=torch.int64)
+        index = index.to(self.x.device)
         return LabeledImages(self.x[index], self.y[index], self.classes, name or self.name)
 
     def only_classes(self, wanted: Sequence[str | int]) -> LabeledImages:

@@ -240,6 +240,7 @@ def still(model: nn.Module, device: torch.device) -> Generator[None]:
         with (
             torch.random.fork_rng(devices=devices),
             torch.autocast(device.type, enabled=False),
+            torch.inference_mode(False),
             torch.enable_grad(),
         ):
             yield

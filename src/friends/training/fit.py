@@ -108,6 +108,7 @@ def fit(
     clean: LabeledImages | None = None,
     watch: Watch | None = None,
     checkpoint: Path | None = None,
+    checkpoint_seconds: float = 2.0,
     progress: Progress = silent,
     what: str = "training",
 ) -> Fitted:
@@ -123,8 +124,9 @@ def fit(
         clean: a reserve of clean images, for the defenses that are entitled to one.
         watch: called with the model (in eval mode) and the number of finished epochs after every epoch; what it
             returns goes into the history. It cannot influence the training.
-        checkpoint: folder to resume from and to save to after every epoch. A training killed at any moment and
-            started again with the same arguments ends with the same model, bit for bit on one machine.
+        checkpoint: folder to resume from and to save to. A training killed at any moment and started again with
+            the same arguments ends with the same model, bit for bit on one machine.
+        checkpoint_seconds: save after an epoch if that long has passed since the last time; always after the last.
         progress: told about every step.
         what: what ``progress`` calls this training.
 
@@ -140,7 +142,7 @@ def fit(
     saved = Checkpoint(checkpoint, _identity(data, recipe, defenses, streams)) if checkpoint else None
     history: list[dict[str, float]] = []
     before = 0.0
-    clock = time.perf_counter()
+    clock = last = time.perf_counter()
     state = saved.load(run) if saved else None
     if state is None:
         for defense in defenses:
@@ -151,8 +153,10 @@ def fit(
         history.append(_epoch(run, defenses, minimised, progress, what))
         if watch is not None:
             history[-1] |= _watched(watch, run)
-        if saved:
-            saved.save(run, history, before + time.perf_counter() - clock)
+        now = time.perf_counter()
+        if saved and (run.epoch >= run.epochs or now - last >= checkpoint_seconds):
+            saved.save(run, history, before + now - clock)
+            last = now
     for defense in defenses:
         run.predictor = defense.after_training(run)
     run.model.eval()

@@ -1,0 +1,91 @@
+"""What every defense must keep, whatever it does: taken up by name, so a new row is tested unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from friends.data.images import LabeledImages
+from friends.defenses import DEFENSES, Friends
+from friends.models import build
+from friends.training import Defense, Recipe, fit
+from friends.types import Streams
+
+RECIPE = Recipe(epochs=4, batch=64, lr=0.05)
+
+SMALL: dict[str, Defense] = {"friends": Friends(def_epoch=1)}
+"""Each defense with settings that act within the few epochs of these tests."""
+
+ZERO: dict[str, Defense] = {"friends": Friends(zeta=0, mu=0)}
+"""Each defense at the strength at which it must do nothing."""
+
+
+def make(generator: torch.Generator) -> torch.nn.Module:
+    return build("tiny", shape=(1, 28, 28), classes=3, moments=((0.13,), (0.31,)), width=8, generator=generator)
+
+
+def trained(data: LabeledImages, *defenses: Defense, **more: object) -> dict[str, torch.Tensor]:
+    return fit(data, make, recipe=RECIPE, defenses=defenses, streams=Streams(0), **more).model.state_dict()  # type: ignore[arg-type]
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_every_defense_is_here() -> None:
+    assert SMALL.keys() == DEFENSES.keys()
+    assert ZERO.keys() == DEFENSES.keys()
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_same_streams_same_bytes_and_it_does_something(few_digits: LabeledImages, name: str) -> None:
+    once = trained(few_digits, SMALL[name])
+    assert equal(once, trained(few_digits, SMALL[name]))
+    assert not equal(once, trained(few_digits))
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_zero_strength_equals_no_defense(few_digits: LabeledImages, name: str) -> None:
+    assert equal(trained(few_digits, ZERO[name]), trained(few_digits))
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_global_generator_and_inputs_are_untouched(few_digits: LabeledImages, name: str) -> None:
+    state, x, y = torch.get_rng_state(), few_digits.x.clone(), few_digits.y.clone()
+    trained(few_digits, SMALL[name])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(few_digits.x, x)
+    assert torch.equal(few_digits.y, y)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_composes_with_friends(few_digits: LabeledImages, name: str) -> None:
+    assert not equal(trained(few_digits, SMALL[name], Friends(def_epoch=1, zeta=0)), trained(few_digits, SMALL[name]))
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("at", [3, 8, 14])
+def test_resumes_to_the_same_result(few_digits: LabeledImages, name: str, at: int, tmp_path: Path) -> None:
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def kill(what: str, done: int, total: int, note: str = "", /) -> None:
+        if what == "training" and done == at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        trained(few_digits, SMALL[name], checkpoint=tmp_path, checkpoint_seconds=0, progress=kill)
+    assert equal(
+        trained(few_digits, SMALL[name], checkpoint=tmp_path, checkpoint_seconds=0), trained(few_digits, SMALL[name])
+    )
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_its_repr_shows_every_setting_and_makes_it_again(name: str) -> None:
+    from friends.noise.friendly import FriendlySettings
+
+    text = repr(SMALL[name])
+    again = eval(text, {**{c.__name__: c for c in DEFENSES.values()}, "FriendlySettings": FriendlySettings})  # noqa: S307
+    assert again == SMALL[name]

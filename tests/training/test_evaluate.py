@@ -1,0 +1,73 @@
+"""The judge counts as the definitions say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from friends.data.images import LabeledImages
+from friends.data.poisoned import Goal
+from friends.models import build
+from friends.training import ABSTAIN, accuracy, confidence, success
+from friends.training.evaluate import penultimate, predict
+
+
+def images(labels: list[int]) -> LabeledImages:
+    """Images whose first pixel is their row number."""
+    x = torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8)
+    x[:, 0, 0, 0] = torch.arange(len(labels), dtype=torch.uint8)
+    return LabeledImages(x, torch.tensor(labels, dtype=torch.int64), ("a", "b", "c"))
+
+
+def answering(answers: list[int]):
+    return lambda x: torch.tensor(answers)[(x[:, 0, 0, 0] * 255).round().long()]
+
+
+def test_abstaining_is_wrong_when_strict_and_left_out_when_selective() -> None:
+    judged = accuracy(answering([0, 1, ABSTAIN, 2]), images([0, 1, 2, 0]))
+    assert (judged.correct, judged.abstained, judged.n) == (2, 1, 4)
+    assert judged.strict == 0.5
+    assert judged.selective == pytest.approx(2 / 3)
+    assert accuracy(answering([ABSTAIN]), images([0])).selective == 0
+
+
+def test_success_needs_the_wanted_class_not_just_a_wrong_one() -> None:
+    data = images([0, 0, 0, 0])
+    goal = Goal(data.pixels(), data.y, torch.tensor([1, 1, 1, 1]))
+    assert success(answering([1, 2, ABSTAIN, 0]), goal).tolist() == [True, False, False, False]
+
+
+def test_confidence_is_the_softmax_of_the_wanted_class() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    model.train()
+    data = images([0, 1])
+    goal = Goal(data.pixels(), data.y, torch.tensor([2, 0]))
+    expected = torch.softmax(model(goal.x), 1)[torch.arange(2), goal.y_wanted]
+    assert torch.allclose(confidence(model, goal), expected)
+    assert model.training
+
+
+def test_prediction_in_batches_equals_prediction_at_once() -> None:
+    answers = torch.randint(3, (50,), generator=torch.Generator().manual_seed(0)).tolist()
+    data = images([0] * 50)
+    assert predict(answering(answers), data.x, batch=7).tolist() == answers
+    assert predict(answering(answers), data.x[:0]).tolist() == []
+
+
+def test_accuracy_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no image"):
+        accuracy(answering([]), images([]))
+
+
+def test_penultimate_features_are_what_enters_the_last_linear_layer() -> None:
+    x = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ours = build("tiny", shape=(1, 28, 28), classes=3, moments=((0.1,), (0.3,)), generator=torch.Generator())
+    foreign = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 3))
+    assert torch.equal(ours.head(penultimate(ours)(x)), ours(x))
+    features = penultimate(foreign)(x)
+    assert torch.equal(foreign[3](features), foreign(x))
+    (gradient,) = torch.autograd.grad(features.sum(), x)
+    assert float(gradient.abs().sum()) > 0
+    with pytest.raises(ValueError, match="no linear layer"):
+        penultimate(nn.Conv2d(1, 1, 1))
