@@ -9,6 +9,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "friends"
 
 ROWS: dict[str, int] = {
     "cli": 5,
+    "__main__": 6,
     "integrations": 5,
     "bench": 4,
     "attacks": 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 import webbrowser
 from collections.abc import Callable
@@ -122,7 +123,7 @@ def demo(
         trial = read_trial(Path(file))
     if seed is not None:
         trial = replace(trial, seed=seed, name=f"demo-{seed}")
-    result = _guarded(lambda: _run(trial, out, device, threads, fresh=fresh), "friends demo")
+    result = _guarded(lambda: _run(trial, out, device, threads, fresh=fresh), _again("demo", seed=seed, out=out))
     if open_report:
         webbrowser.open(result.as_uri())
 
@@ -154,7 +155,7 @@ def run(
             chosen = replace(chosen, seed=seed, name=f"{chosen.name}-{seed}")
         return _run(chosen, out, device, threads, fresh=fresh)
 
-    _guarded(work, f"friends run {trial}" + (f" --seed {seed}" if seed is not None else ""))
+    _guarded(work, _again("run", trial, seed=seed, out=out))
 
 
 @app.command()
@@ -214,7 +215,7 @@ def noise(
             make_store(job, out, device=where, progress=bars)
         _describe(out)
 
-    _guarded(work, f"friends noise {data}" + (f" -o {out}" if out else ""))
+    _guarded(work, "the same command")
 
 
 def _describe(folder: Path) -> None:
@@ -281,12 +282,22 @@ def _device(name: str, threads: int) -> torch.device:
     return device
 
 
+def _again(*command: object, seed: int | None, out: Path | None) -> str:
+    """The command that goes on with a run."""
+    parts = ["friends", *map(str, command)]
+    parts += ["--seed", str(seed)] if seed is not None else []
+    parts += ["-o", str(out)] if out is not None else []
+    return shlex.join(parts)
+
+
 def _guarded(work: Callable[[], T], again: str) -> T:
     """Run a command's work. What the user can mend is one line on stderr; Ctrl-C says how to go on."""
     try:
         return work()
     except KeyboardInterrupt:
-        errors.print(f"\nstopped; everything finished is kept. To go on: [bold]{again}[/]", highlight=False)
+        errors.print(
+            f"\nstopped; everything finished is kept. To go on: {again}", highlight=False, markup=False, soft_wrap=True
+        )
         raise typer.Exit(130) from None
     except (
         ValueError,

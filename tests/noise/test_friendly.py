@@ -249,7 +249,9 @@ def test_refuses_a_half_precision_model(dtype):
 
 def test_refuses_outputs_that_are_no_logits():
     x = draw(2, 3, 6, 6)
-    with pytest.raises(ValueError, match=r"must return logits \(b, k\) for 2 images, not \(2, 108\)|not \(2, 3, 6, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"must return logits \(b, k\) for 2 images, not \(2, 108\)|not \(2, 3, 6, 6\)"
+    ):
         friendly_noise(nn.Identity(), x)
     broken = small_net()
     with torch.no_grad():

@@ -107,13 +107,11 @@ def test_the_start_is_uniform():
 def test_grey_noise_is_friendly_noise_in_whole_levels(chosen):
     x, keys = byte_images(9).x, torch.arange(100, 109)
     grey = grey_noise(small_net(), x, keys, chosen, seed=3, batch_size=4).to(torch.int16)
-    exact = friendly_noise(
-        small_net(), x.float() / 255, chosen, initial=initial_noise(keys, (3, 8, 8), chosen.init, 3)
-    )
+    exact = friendly_noise(small_net(), x.float() / 255, chosen, initial=initial_noise(keys, (3, 8, 8), chosen.init, 3))
     assert (x + grey).min() >= 0 and (x + grey).max() <= 255
     assert grey.abs().max() == int(chosen.zeta * 255 + 1e-6)
     off = (grey - exact * 255).abs()
-    assert off.max() < 0.51 and off.mean() > 0.05  # 5.5/255 leaves levels up to 5
+    assert 0.4 < off.max() < 0.51  # rounded to the nearest level; 5.5/255 leaves levels up to 5
 
 
 def test_grey_noise_goes_to_127_and_no_further():
@@ -145,8 +143,7 @@ def test_progress_counts_images():
 def test_a_store_holds_the_noise_of_its_images(made):
     data = byte_images(N)
     parts = [
-        grey_noise(small_net(), data.x[rows], rows, QUICK, seed=4, batch_size=4)
-        for rows in torch.arange(N).split(6)
+        grey_noise(small_net(), data.x[rows], rows, QUICK, seed=4, batch_size=4) for rows in torch.arange(N).split(6)
     ]
     grey = torch.cat(parts)
     assert torch.equal(made.tensor(), grey) and grey.any()
@@ -184,14 +181,16 @@ def test_every_kind_of_data_set_gives_the_same_bytes(made, tmp_path, item):
     assert files(again.path) == files(made.path)
 
 
-def test_info(made):
-    info = json.loads(json.dumps(made.info()))
-    grey = made.tensor().float().abs()
-    assert (info["n"], info["shape"], info["zeta"], info["proxy"], info["shards"]) == (N, [3, 8, 8], "16/255", "tiny", 4)
+def test_info(tmp_path):
+    store = make(tmp_path / "s", settings=replace(QUICK, zeta=6 / 255))  # less than the start: many at the bound
+    info = json.loads(json.dumps(store.info()))
+    grey = store.tensor().float().abs()
+    assert (info["n"], info["shape"], info["zeta"], info["proxy"], info["shards"]) == (N, [3, 8, 8], "6/255", "tiny", 4)
     assert info["settings"]["steps"] == 3
     assert info["mean_abs"] == f"{grey.mean():.2f}/255"
-    assert info["share_at_bound"] == pytest.approx(float((grey == 16).float().mean()), abs=1e-4) > 0
-    assert info["bytes"] == sum(file.stat().st_size for file in made.path.glob("shard-*"))
+    assert info["share_at_bound"] == pytest.approx(float((grey == 6).float().mean()), abs=1e-4)
+    assert info["share_at_bound"] > 0.05
+    assert info["bytes"] == sum(file.stat().st_size for file in store.path.glob("shard-*"))
 
 
 def test_the_world_is_as_before(tmp_path):
@@ -456,7 +455,10 @@ def tensors_of(store: NoiseStore) -> tuple[Path, dict[str, torch.Tensor]]:
         (lambda t: t["noise"][2, 0, 0].fill_(17), "noise of 17/255, beyond its zeta of 16/255"),
         (lambda t: t["noise"][2, 0, 0].fill_(-128), "noise of 128/255, beyond its zeta of 16/255"),
         (lambda t: t["keys"].add_(1), "the keys in its shards are not those"),
-        (lambda t: t.update(noise=t["noise"].reshape(6, 3, 4, 16)), r"noise is I8 \(6, 3, 4, 16\), not I8 \(6, 3, 8, 8\)"),
+        (
+            lambda t: t.update(noise=t["noise"].reshape(6, 3, 4, 16)),
+            r"noise is I8 \(6, 3, 4, 16\), not I8 \(6, 3, 8, 8\)",
+        ),
         (lambda t: t.update(noise=t["noise"].view(torch.uint8)), "noise is U8"),
         (lambda t: t.update(noise=t["noise"].float()), "noise is F32"),
         (lambda t: t.update(more=torch.zeros(3)), "holds the tensors content, keys, more, noise"),
@@ -539,14 +541,17 @@ class Images:
     def __len__(self): return self.n
     def __getitem__(self, i): return torch.full((3, 64, 64), i % 256, dtype=torch.uint8), 0
 
+torch.set_num_threads(1)
+
 def peak(n, folder):
     net = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(48, 3))
-    store = NoiseStore.generate(net, Images(n), folder, settings=replace(RELEASED, steps=1), batch_size=64, shard_rows=64)
+    quick = replace(RELEASED, steps=1)
+    NoiseStore.generate(net, Images(n), folder, settings=quick, batch_size=64, shard_rows=64)
     NoiseStore.load(folder).check(Images(n))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
 
 with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
-    print(peak(192, a), peak(3072, b))
+    print(peak(192, a), peak(2048, b))
 """
 
 
@@ -554,4 +559,4 @@ def test_memory_does_not_grow_with_the_images():
     pytest.importorskip("resource", reason="peak memory is not known on this system")
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     few, many = map(float, done.stdout.split())
-    assert many - few < 10, (few, many)  # 2,880 more images are 35 MB as bytes, as much noise, and 141 MB as floats
+    assert many - few < 10, (few, many)  # 1,856 more images are 23 MB as bytes, as much noise, and 91 MB as floats

@@ -25,7 +25,7 @@ root, data, net = Path(sys.argv[1]), byte_images(60), small_net()
 torch.set_num_threads(1)
 
 def make(folder):
-    NoiseStore.generate(net, data, folder, settings=replace(RELEASED, steps=8), seed=1, batch_size=4, shard_rows=4)
+    NoiseStore.generate(net, data, folder, settings=replace(RELEASED, steps=8), seed=1, batch_size=4, shard_rows=5)
 
 def bytes_of(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -52,20 +52,20 @@ started = time.monotonic()
 make(root / "undisturbed")
 seconds = time.monotonic() - started
 expected = bytes_of(root / "undisturbed")
-assert len(expected) == 16
+assert len(expected) == 13  # twelve shards and the manifest
 """
 
 AT_RANDOM_MOMENTS = """
 random.seed(int(sys.argv[2]))
 kills, partial, life = 0, 0, 0
 folder = root / "life-0"
-while kills < 25:
+while kills < 20:
     child = forked(lambda: make(folder))
     time.sleep(random.uniform(0, 0.3 * seconds))
     os.kill(child, signal.SIGKILL)
     if died(child):
         kills += 1
-        partial += 0 < len(list(folder.glob("shard-*"))) < 15 if folder.exists() else 0
+        partial += 0 < len(list(folder.glob("shard-*"))) < 12 if folder.exists() else 0
     else:  # it had finished: begin another life
         assert bytes_of(folder) == expected, "finished, but with other bytes"
         life += 1
@@ -90,7 +90,7 @@ def make_and_die(folder, at, before):
     make(folder)
 
 kills = 0
-for at in (1, 2, 3, 4, 30, 31):  # the plan, a shard, its record, ...; the last shard, its record
+for at in (1, 2, 3, 25):  # the plan, a shard, its record, ..., the last record
     for before in (True, False):
         folder = root / f"{at}-{before}"
         assert died(forked(lambda: make_and_die(folder, at, before)))
@@ -113,8 +113,8 @@ def run(script: str, *args: str) -> tuple[int, int]:
 
 def test_killed_at_random_moments(tmp_path):
     kills, partial = run(AT_RANDOM_MOMENTS, str(tmp_path), "0")
-    assert kills == 25 and partial >= 5  # some left part of the work behind
+    assert kills == 20 and partial >= 5  # some left part of the work behind
 
 
 def test_killed_just_before_and_after_a_rename(tmp_path):
-    assert run(AROUND_EVERY_RENAME, str(tmp_path)) == (12, 12)
+    assert run(AROUND_EVERY_RENAME, str(tmp_path)) == (8, 8)

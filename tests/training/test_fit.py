@@ -93,7 +93,7 @@ def test_weight_decay_spares_norms_and_biases_only_when_told(
     class Still(Defense):
         """A loss without gradient: only the decay moves the weights."""
 
-        def loss(self, logits, y, run):  # noqa: ANN001, ANN201
+        def loss(self, logits, y, run):
             return logits.sum() * 0
 
     recipe = replace(SHORT, epochs=1, decay=decay, weight_decay=0.1)
@@ -101,8 +101,8 @@ def test_weight_decay_spares_norms_and_biases_only_when_told(
     start = weights(make(Streams(0)("weights")))
     end = weights(fit(few_digits, make, recipe=recipe, defenses=[Still()], streams=Streams(0)).model)
     affine = next(n for n in start if n.startswith("body") and n.endswith("weight") and start[n].ndim == 1)
-    assert bool((end["head.weight"].norm() < start["head.weight"].norm())) is True
-    assert bool((end[affine].norm() < start[affine].norm())) is shrinks
+    assert bool(end["head.weight"].norm() < start["head.weight"].norm()) is True
+    assert bool(end[affine].norm() < start[affine].norm()) is shrinks
 
 
 def test_only_trainable_parameters_move(few_digits: LabeledImages) -> None:
@@ -126,28 +126,28 @@ class Recorder(Defense):
     def note(self, *what: object) -> None:
         self.calls[0].append(what)
 
-    def before_training(self, data, run):  # noqa: ANN001, ANN201
+    def before_training(self, data, run):
         self.note("before", len(data))
 
-    def start_epoch(self, run):  # noqa: ANN001, ANN201
+    def start_epoch(self, run):
         self.note("epoch", run.epoch)
 
-    def pixels(self, x, idx, run):  # noqa: ANN001, ANN201
-        assert 0 <= float(x.min())
+    def pixels(self, x, idx, run):
+        assert float(x.min()) >= 0
         assert float(x.max()) <= 1
         assert torch.equal(x, run.data.pixels(idx))
         self.note("pixels", run.step)
         return x
 
-    def batch(self, x, y, run):  # noqa: ANN001, ANN201
+    def batch(self, x, y, run):
         self.note("batch", run.step)
         return x, y
 
-    def gradients(self, run):  # noqa: ANN001, ANN201
+    def gradients(self, run):
         assert all(p.grad is not None for p in run.model.parameters())
         self.note("gradients", run.step)
 
-    def after_training(self, run):  # noqa: ANN001, ANN201
+    def after_training(self, run):
         self.note("after", run.epoch)
         return run.predictor
 

@@ -132,8 +132,8 @@ class Trial:
         names = ["undefended", "clean", *(arm.name for arm in self.arms)]
         if len(set(names)) != len(names):
             raise ValueError(f"two arms have the same name: {', '.join(names)}")
-        if self.controls < 0:
-            raise ValueError(f"controls is a number of models >= 0, not {self.controls}")
+        if not 0 <= self.controls <= self.goals.count:
+            raise ValueError(f"controls is a number of models from 0 to one per target, not {self.controls}")
 
     def settings(self) -> dict[str, Any]:
         """Everything but the name, as plain JSON values, for records and hashes."""

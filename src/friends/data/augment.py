@@ -32,7 +32,7 @@ class Augment:
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip is a probability in [0, 1], not {self.flip}")
-        if self.shift < 0:
+        if not 0 <= self.shift < float("inf"):
             raise ValueError(f"shift is a number of pixels >= 0, not {self.shift}")
 
     def __call__(
@@ -42,8 +42,13 @@ class Augment:
 
         Args:
             fill: per-channel colour, in [0, 1], of what is shifted in from outside.
+
+        Raises:
+            ValueError: ``fill`` has not one value per channel.
         """
-        b, _, h, w = x.shape
+        b, c, h, w = x.shape
+        if len(fill) != c:
+            raise ValueError(f"{len(fill)} fill values for {c} channels")
         if b == 0 or (self.flip == 0 and self.shift == 0):
             return x
         draw = torch.rand(3, b, generator=generator, device=x.device, dtype=torch.float32)

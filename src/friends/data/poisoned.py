@@ -42,6 +42,8 @@ class Patch:
         b, c, h, w = x.shape
         if ph > h or pw > w or self.pixels.shape[0] not in (1, c):
             raise ValueError(f"a patch of {tuple(self.pixels.shape)} does not fit images of {(c, h, w)}")
+        if self.corner is not None and not (0 <= self.corner[0] <= h - ph and 0 <= self.corner[1] <= w - pw):
+            raise ValueError(f"a patch of {(ph, pw)} at {self.corner} does not fit images of {(c, h, w)}")
         if self.corner is None:
             rows = torch.randint(h - ph + 1, (b,), generator=generator).tolist()
             columns = torch.randint(w - pw + 1, (b,), generator=generator).tolist()
@@ -165,6 +167,11 @@ class PoisonedDataset:
             raise ValueError(f"{len(p) - len(p.unique())} poison indices are listed twice")
         if self.goal.x.shape[1:] != clean.x.shape[1:]:
             raise ValueError(f"goal images are {tuple(self.goal.x.shape[1:])}, training images {clean.shape}")
+        labels = torch.cat([self.goal.y_true, self.goal.y_wanted]).cpu()
+        unknown = labels[(labels < 0) | (labels >= len(clean.classes))]
+        if len(unknown):
+            raise ValueError(f"class {int(unknown[0])} of the goal is out of range: there are "
+                             f"{len(clean.classes)} classes")  # fmt: skip
 
     def save(self, path: Path) -> None:
         """Write the poisons, not the clean rest, as one safetensors file; atomic."""
@@ -203,30 +210,40 @@ class PoisonedDataset:
         if header.get("format") != FORMAT:
             raise ValueError(f"{path} is not a poison set of ours: format {header.get('format')!r}")
         try:
-            idx = tensors["poison_idx"]
-            if len(idx) and int(idx.max()) >= len(clean):
-                raise ValueError(f"{path} poisons row {int(idx.max())}, but there are {len(clean)} training images")
-            if tensors["poison_x"].shape[1:] != clean.x.shape[1:]:
-                raise ValueError(f"{path} holds images of {tuple(tensors['poison_x'].shape[1:])}, not {clean.shape}")
-            x, y = clean.x.clone(), clean.y.clone()
-            x[idx.to(x.device)] = tensors["poison_x"].to(x.device)
-            y[idx.to(y.device)] = tensors["poison_y"].to(y.device)
-            trigger: Trigger | None = None
-            if header["trigger"] == "patch":
-                corner = cast("list[int] | None", header["corner"])
-                trigger = Patch(tensors["patch"], None if corner is None else (corner[0], corner[1]))
-            elif header["trigger"] != "none":
-                raise ValueError(f"{path} has a trigger that cannot be stored in a file")
-            goal = Goal(
-                tensors["goal_x"],
-                tensors["goal_y_true"],
-                tensors["goal_y_wanted"],
-                trigger,
-                str(header["goal"]),
-            )
+            train = _replaced(path, tensors, clean)
+            if train.fingerprint != header["poisoned"]:
+                raise ValueError(f"{path} was made for other training data than {clean!r}")
+            recipe = cast("dict[str, object]", header["recipe"])
+            return cls(train, tensors["poison_idx"], _goal(path, tensors, header), recipe)
         except KeyError as error:
             raise ValueError(f"{path} lacks {error}: it is not a whole poison set") from error
-        train = LabeledImages(x, y, clean.classes, clean.name)
-        if train.fingerprint != header["poisoned"]:
-            raise ValueError(f"{path} was made for other training data than {clean!r}")
-        return cls(train, idx, goal, cast("dict[str, object]", header["recipe"]))
+
+
+def _replaced(path: Path, tensors: Mapping[str, Tensor], clean: LabeledImages) -> LabeledImages:
+    """The clean training set with the poisons of a file in their rows."""
+    idx, poison_x, poison_y = tensors["poison_idx"], tensors["poison_x"], tensors["poison_y"]
+    types = (idx.dtype, poison_x.dtype, poison_y.dtype)
+    if types != (torch.int64, torch.uint8, torch.int64):
+        raise ValueError(f"{path} should hold int64 rows, uint8 pixels and int64 labels, not {types}")
+    if idx.ndim != 1 or poison_x.shape[:1] != idx.shape or poison_y.shape != idx.shape:
+        raise ValueError(f"{path} holds {len(poison_x)} images, {len(poison_y)} labels and {len(idx)} rows")
+    outside = idx[(idx < 0) | (idx >= len(clean))]
+    if len(outside):
+        raise ValueError(f"{path} poisons row {int(outside[0])}, but there are {len(clean)} training images")
+    if poison_x.shape[1:] != clean.x.shape[1:]:
+        raise ValueError(f"{path} holds images of {tuple(poison_x.shape[1:])}, not {clean.shape}")
+    x, y = clean.x.clone(), clean.y.clone()
+    x[idx.to(x.device)] = poison_x.to(x.device)
+    y[idx.to(y.device)] = poison_y.to(y.device)
+    return LabeledImages(x, y, clean.classes, clean.name)
+
+
+def _goal(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> Goal:
+    """The goal of a file, with its trigger if that is a patch."""
+    trigger: Trigger | None = None
+    if header["trigger"] == "patch":
+        corner = cast("list[int] | None", header["corner"])
+        trigger = Patch(tensors["patch"], None if corner is None else (corner[0], corner[1]))
+    elif header["trigger"] != "none":
+        raise ValueError(f"{path} has a trigger that cannot be stored in a file")
+    return Goal(tensors["goal_x"], tensors["goal_y_true"], tensors["goal_y_wanted"], trigger, str(header["goal"]))

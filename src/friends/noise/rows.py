@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, SupportsIndex, cast
+from typing import Any, Protocol, SupportsIndex, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ Int64s = NDArray[np.int64]
 IMAGE_FIELDS = ("image", "img")
 
 
+@runtime_checkable
 class MapDataset(Protocol):
     """Any map-style data set: torch's ``Dataset``, a list of images, a Hugging Face dataset."""
 
@@ -129,7 +130,7 @@ class Rows:
     """
 
     def __init__(self, data: LabeledImages | MapDataset) -> None:
-        if not isinstance(data, LabeledImages) and not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        if not isinstance(cast(object, data), LabeledImages | MapDataset):
             raise TypeError(f"{type(data).__name__} is not a map-style data set: it needs len(data) and data[i]")
         self._data = data
         if not len(data):

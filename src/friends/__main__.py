@@ -1,0 +1,5 @@
+"""``python -m friends`` is the command ``friends``."""
+
+from friends.cli import main
+
+main()

@@ -1,0 +1,195 @@
+"""What the stages of one trial share: its data, the networks it trains, and how long everything took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from friends import models
+from friends.attacks.base import Surrogate
+from friends.bench.trial import Trial
+from friends.data import sources
+from friends.data.files import write_json
+from friends.data.images import LabeledImages
+from friends.defenses.friends import Friends
+from friends.training.defense import Defense
+from friends.training.fit import Fitted, Recipe, Watch, fit
+from friends.types import Progress, Streams, silent
+
+
+@dataclass(eq=False)
+class Lab:
+    """One trial at work in one folder.
+
+    Args:
+        trial: the settings.
+        out: the folder; trainings in progress are in ``work/`` below it.
+        device: where data, networks and training are.
+        progress: told how far every step is.
+    """
+
+    trial: Trial
+    out: Path
+    device: torch.device
+    progress: Progress = silent
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        file = self.out / "times.json"
+        if file.exists():
+            self.seconds |= json.loads(file.read_text(encoding="utf-8"))
+
+    def took(self, stage: str, seconds: float) -> None:
+        """Remember how long a stage took, also for a later process that resumes."""
+        self.seconds[stage] = seconds
+        write_json(self.out / "times.json", self.seconds)
+
+    @cached_property
+    def streams(self) -> Streams:
+        """The streams that all others of the trial come from."""
+        return Streams(self.trial.seed)
+
+    @cached_property
+    def data(self) -> tuple[LabeledImages, LabeledImages, LabeledImages]:
+        """What victims train on, what they are tested on, and what networks are pretrained on."""
+        trial, spec = self.trial, self.trial.data
+        self.progress("data", 0, 1, spec.source)
+        whole, test = sources.load(spec.source, size=spec.size)
+        wanted = spec.train
+        if trial.pretraining_images is not None:
+            wanted = max(trial.pretraining_images, spec.train or 0)
+        pool, test = sources.select(
+            whole,
+            test,
+            classes=spec.classes or None,
+            n_train=wanted,
+            n_test=spec.test,
+            streams=self.streams.child("data"),
+        )
+        train = pool
+        if spec.train is not None and spec.train < len(pool):
+            train = pool.sample(spec.train, self.streams("data", "train"))
+        self.progress("data", 1, 1, spec.source)
+        return train.to(self.device), test.to(self.device), pool.to(self.device)
+
+    def check(self) -> None:
+        """Refuse what cannot work before long work starts."""
+        train = self.data[0]
+        if len(train.classes) < 2:
+            raise ValueError("an attack needs at least two classes")
+        for name in (self.trial.goals.true_class, self.trial.goals.wanted_class):
+            if name is not None and name not in train.classes:
+                raise ValueError(f"goals name class {name!r}; the classes are {', '.join(train.classes)}")
+        epochs = self.trial.recipe.epochs
+        for arm in self.trial.arms:
+            for defense in arm.defenses:
+                if isinstance(defense, Friends) and defense.zeta > 0 and defense.def_epoch >= epochs:
+                    raise ValueError(
+                        f"arm {arm.name!r}: friendly noise would be made at epoch {defense.def_epoch}, but the recipe "
+                        f"has {epochs} epochs"
+                    )
+        self.build(torch.Generator())  # an unknown network, or one that does not fit the images
+
+    def fit(
+        self,
+        data: LabeledImages,
+        make: Callable[[torch.Generator], nn.Module],
+        name: str,
+        recipe: Recipe,
+        streams: Streams,
+        *,
+        defenses: tuple[Defense, ...] = (),
+        watch: Watch | None = None,
+        resumable: bool = True,
+    ) -> Fitted:
+        """Train something under a name of its own, which it resumes by."""
+        return fit(
+            data,
+            make,
+            recipe=recipe,
+            defenses=defenses,
+            streams=streams,
+            watch=watch,
+            checkpoint=self.out / "work" / name if resumable else None,
+            progress=self.progress,
+            what=name,
+        )
+
+    def build(self, generator: torch.Generator) -> models.Classifier:
+        """A new network of the trial's architecture, normalising with the moments of the clean training data."""
+        train, _, pool = self.data
+        spec = self.trial.model
+        return models.build(
+            spec.name,
+            shape=train.shape,
+            classes=len(train.classes),
+            moments=(train if self.trial.scenario == "scratch" else pool).moments,
+            width=spec.width,
+            generator=generator,
+        )
+
+    @cached_property
+    def pretrained(self) -> models.Classifier:
+        """The network that transfer and fine-tuning start from, trained on clean data."""
+        pool, recipe = self.data[2], self.trial.pretraining
+        fitted = self.fit(pool, self.build, "pretraining", recipe, self.streams.child("pretraining"))
+        self.took("pretraining", fitted.seconds)
+        return cast(models.Classifier, fitted.model)
+
+    def make_victim(self, generator: torch.Generator) -> nn.Module:
+        """A victim before training. All that sets the scenarios apart is here and in the recipe."""
+        if self.trial.scenario == "scratch":
+            return self.build(generator)
+        if self.trial.scenario == "transfer":
+            return models.transfer(self.pretrained, generator=generator, bn=self.trial.batchnorm)
+        return models.finetune(self.pretrained, generator=generator)
+
+    @cached_property
+    def shared_surrogate(self) -> Surrogate:
+        """The surrogates of an attacker who uses the same ones for all targets."""
+        return self._surrogate("shared")
+
+    def surrogate_of(self, g: int) -> Surrogate:
+        """What the attacker of target ``g`` may train."""
+        return self._surrogate(f"goal{g:03d}") if self.trial.own_surrogates else self.shared_surrogate
+
+    def _surrogate(self, family: str) -> Surrogate:
+        """Models of an attacker; ``family`` keeps those of different attackers apart. Each is trained once."""
+        trained: dict[tuple[str, int, int | None], nn.Module] = {}
+
+        def surrogate(
+            data: LabeledImages, *, index: int = 0, epochs: int | None = None, start: nn.Module | None = None
+        ) -> nn.Module:
+            if start is not None:
+                return self._train_surrogate(data, family, index, epochs, start)
+            if self.trial.scenario != "scratch" and index == 0:
+                return self.pretrained  # the victim's own features: a white box
+            key = (data.fingerprint, index, epochs)
+            if key not in trained:
+                trained[key] = self._train_surrogate(data, family, index, epochs, None)
+            return trained[key]
+
+        return surrogate
+
+    def _train_surrogate(
+        self, data: LabeledImages, family: str, index: int, epochs: int | None, start: nn.Module | None
+    ) -> nn.Module:
+        scratch = self.trial.scenario == "scratch"
+        recipe = self.trial.recipe if scratch else self.trial.pretraining
+        recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
+        streams = self.streams.child("surrogate", family, index)
+        name = f"surrogate-{family}-{index}"
+        if start is not None:
+            return self.fit(data, lambda _g: deepcopy(start), name, recipe, streams, resumable=False).model
+        folder = f"{name}-{recipe.epochs}-{data.fingerprint[:12]}"
+        fitted = self.fit(data, self.build, folder, recipe, streams)
+        self.took(f"training {name}, {recipe.epochs} epochs", fitted.seconds)
+        return fitted.model

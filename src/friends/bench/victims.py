@@ -1,0 +1,160 @@
+"""The stages of a trial that leave files: poisons, victims, and what the pictures show. Each is done once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from friends import models
+from friends.bench.exhibit import Exhibit
+from friends.bench.lab import Lab
+from friends.bench.trial import ArmSpec
+from friends.data.files import write_json
+from friends.data.poisoned import Goal, PoisonedDataset
+from friends.defenses.friends import Friends
+from friends.models.saved import save
+from friends.noise.random import random_noise
+from friends.training.evaluate import accuracy, confidence, success
+from friends.training.fit import Fitted
+
+SHOWN = 6
+"""How many poisons the report shows."""
+
+
+def poisons(lab: Lab, g: int, goal: Goal) -> PoisonedDataset:
+    """The poisoned training set of one goal, made or read, and checked against the attack's own claims."""
+    train, attack = lab.data[0], lab.trial.attack
+    file = lab.out / "poisons" / f"goal-{g:03d}.safetensors"
+    if file.exists():
+        poisoned = PoisonedDataset.load(file, train)
+        poisoned.check(train, xi=getattr(attack, "xi", None))
+        return poisoned
+    surrogate = lab.surrogate_of(g)
+    surrogate(train)  # trained now, so that its time is its own and not that of the crafting
+    clock = time.perf_counter()
+    streams = lab.streams.child("attack", g)
+    poisoned = attack(train, goal, surrogate=surrogate, streams=streams, progress=lab.progress)
+    seconds = time.perf_counter() - clock
+    poisoned.check(train, xi=getattr(attack, "xi", None))
+    lab.took(f"crafting {g:03d}", seconds)
+    poisoned.save(file)
+    return poisoned
+
+
+def victim(lab: Lab, g: int, goal: Goal, arm: ArmSpec, poisoned: PoisonedDataset) -> dict[str, Any]:
+    """Train one victim on the poisons of one goal, or read what became of it.
+
+    The victims of a goal share initial weights, batch order and augmentation: their differences are paired.
+    """
+    name = f"goal-{g:03d}-{arm.name}"
+    file = lab.out / "victims" / f"{name}.json"
+    if file.exists():
+        return _read(file)
+    fitted = lab.fit(
+        poisoned.train,
+        lab.make_victim,
+        name,
+        lab.trial.recipe,
+        lab.streams.child("victim", g),
+        defenses=arm.defenses,
+        watch=_watch(lab, goal, accuracy_too=g == 0),
+    )
+    if g == 0:
+        _keep_model(lab, fitted.model, arm.name)
+        _keep_exhibit(lab, poisoned, arm, fitted)
+    return _judge(lab, file, name, fitted, [goal])
+
+
+def control(lab: Lab, c: int, goals: Sequence[Goal]) -> dict[str, Any]:
+    """Train one model on clean data, as the undefended victim of goal ``c`` was, and ask it about its goals."""
+    name = f"control-{c:03d}"
+    file = lab.out / "victims" / f"{name}.json"
+    if file.exists():
+        return _read(file)
+    watch = _watch(lab, goals[0], accuracy_too=c == 0)
+    streams = lab.streams.child("victim", c)
+    fitted = lab.fit(lab.data[0], lab.make_victim, name, lab.trial.recipe, streams, watch=watch)
+    if c == 0:
+        _keep_model(lab, fitted.model, "clean")
+    return _judge(lab, file, name, fitted, goals)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
+
+
+def _judge(lab: Lab, file: Path, name: str, fitted: Fitted, goals: Sequence[Goal]) -> dict[str, Any]:
+    """Write down how a model fares; from then on its checkpoint is not needed."""
+    clean = accuracy(fitted.predictor, lab.data[1])
+    outcome = {
+        "hits": [int(success(fitted.predictor, goal, lab.device).sum()) for goal in goals],
+        "images": [len(goal) for goal in goals],
+        "confidence": [float(confidence(fitted.model, goal, lab.device).mean()) for goal in goals],
+        "accuracy": clean.strict,
+        "abstained": clean.abstained,
+        "seconds": fitted.seconds,
+        "history": fitted.history,
+    }
+    write_json(file, outcome)
+    shutil.rmtree(lab.out / "work" / name, ignore_errors=True)
+    return _read(file)
+
+
+def _watch(lab: Lab, goal: Goal, *, accuracy_too: bool) -> Callable[[nn.Module, int], dict[str, float]]:
+    """What is written down after every epoch; accuracy only where asked, since it takes longest."""
+    test = lab.data[1]
+
+    def watch(model: nn.Module, epoch: int) -> dict[str, float]:
+        seen = {"confidence": float(confidence(model, goal, lab.device).mean())}
+        if accuracy_too:
+            seen["accuracy"] = accuracy(lambda x: model(x).argmax(1), test).strict
+        return seen
+
+    return watch
+
+
+def _keep_model(lab: Lab, model: nn.Module, name: str) -> None:
+    spec, classes = lab.trial.model, lab.data[0].classes
+    file = lab.out / "models" / f"{name}.safetensors"
+    save(cast(models.Classifier, model), file, name=spec.name, width=spec.width, classes=classes)
+
+
+def _keep_exhibit(lab: Lab, poisoned: PoisonedDataset, arm: ArmSpec, fitted: Fitted) -> None:
+    """Keep what the pictures show: of the first goal, and of the first arm that has friendly noise."""
+    file = lab.out / "exhibit.safetensors"
+    place = next((i for i, d in enumerate(arm.defenses) if isinstance(d, Friends)), None)
+    if file.exists() and (place is None or Exhibit.load(file).friendly is not None):
+        return
+    rows = poisoned.poison_idx[:SHOWN].cpu()
+    friendly: Tensor | None = None
+    histogram: Tensor | None = None
+    random: Tensor | None = None
+    zeta = mu = 0.0
+    if place is not None:
+        defense = cast(Friends, arm.defenses[place])
+        zeta, mu = defense.zeta, defense.mu
+        whole = fitted.memory[place].get("friendly")
+        if whole is not None:
+            friendly = whole[rows.to(whole.device)].cpu()
+            histogram = torch.bincount(whole.flatten().cpu().long() + 255, minlength=511)
+        draw = random_noise(
+            poisoned.train.x[rows.to(lab.device)].cpu() / 255, defense.random, mu, lab.streams("exhibit")
+        )
+        random = (draw * 255).round().clamp(-127, 127).to(torch.int8)
+    Exhibit(
+        target=(poisoned.goal.x[0] * 255).round().to(torch.uint8).cpu(),
+        bases=lab.data[0].x[rows.to(lab.device)].cpu(),
+        poisons=poisoned.train.x[rows.to(lab.device)].cpu(),
+        friendly=friendly,
+        random=random,
+        histogram=histogram,
+        zeta=zeta,
+        mu=mu,
+    ).save(file)
