@@ -25,7 +25,7 @@ ROWS: dict[str, int] = {
 
 def part_of(module: str) -> str:
     """``friends.data.images`` -> ``data``; the package itself is ``""``."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def imports_of(file: Path) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -43,6 +43,7 @@ class Streams:
         return Streams(self.integer("child", *name))
 
 
+@runtime_checkable
 class Progress(Protocol):
     """How long work says how far it is. Called often; must be cheap and must not raise."""
 

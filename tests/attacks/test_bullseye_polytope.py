@@ -152,6 +152,34 @@ def test_several_extractors_are_attacked_at_once(
             assert after < 0.7 * before
 
 
+def test_several_extractors_divide_the_step_of_the_signed_optimizer_by_their_number(
+    tiny_net: Classifier, digits: Digits, goal: Goal, given_models: type
+) -> None:
+    twins = given_models(tiny_net, tiny_net)
+    for attack, tau in ((OURS, 0.05), (ORIGINAL, 0.04)):
+        both = replace(attack, surrogates=2)(digits[0], goal, surrogate=twins, streams=Streams(0))
+        one = replace(attack, tau=tau)(digits[0], goal, surrogate=twins, streams=Streams(0))
+        differ = (both.train.x != one.train.x).float().mean()
+        assert differ < 2e-3  # plain Adam forgets the scale of the doubled gradient but for its epsilon
+
+
+def test_more_poisons_than_a_batch_move_each_batchs_own_mean(
+    tiny_net: Classifier, digits: Digits, goal: Goal, given_models: type
+) -> None:
+    attack = replace(OURS, augment=None, steps=60, batch=8)
+    made = attack(digits[0], goal, surrogate=given_models(tiny_net), streams=Streams(0))
+    whole = replace(attack, batch=20)(digits[0], goal, surrogate=given_models(tiny_net), streams=Streams(0))
+    objective = distance_objective(tiny_net, goal, "mean-square")
+
+    def distances(data: LabeledImages) -> list[float]:
+        return [float(objective(data.pixels(part)).detach()) for part in made.poison_idx.split(8)]
+
+    assert len(made.poison_idx) == 20
+    for own, common, clean in zip(distances(made.train), distances(whole.train), distances(digits[0]), strict=True):
+        assert own < common < clean / 2
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_impossible_settings_are_refused_when_they_are_written(tiny_net: Classifier, goal: Goal) -> None:
     with pytest.raises(ValueError, match="unknown form 'original'; choose one of mean-square, authors"):
         BullseyePolytope(form="original")  # type: ignore[arg-type]

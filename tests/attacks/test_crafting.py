@@ -221,6 +221,18 @@ def test_the_restart_with_the_lowest_last_score_is_kept() -> None:
     assert torch.allclose(result.delta, project(step, base, XI), atol=1e-7)
 
 
+def test_every_restart_begins_anew() -> None:
+    base, settings = random(2, 3, 8, 8), loop(steps=6, restarts=2)
+    for seed in range(9):
+        streams = Streams(seed)
+        result = craft(base, [curved], settings, moments=MOMENTS, streams=streams)
+        if result.last[1] < result.last[0]:  # the second restart was kept
+            break
+    start = initial_delta(base, XI, "randn", streams("init", 1))
+    slow = descend(lambda x, _: curved(x), base, start, mean=MEAN, std=STD, xi=XI, tau=0.1, steps=6, signed=True)
+    assert torch.allclose(result.delta, slow, atol=1e-7)
+
+
 def test_progress_counts_every_step_of_every_restart() -> None:
     told: list[tuple[str, int, int]] = []
     craft(random(1, 3, 8, 8), [curved], loop(steps=3, restarts=2), moments=MOMENTS, streams=Streams(0),
@@ -233,6 +245,7 @@ def test_a_score_that_is_not_finite_stops_the_attack() -> None:
         craft(random(1, 3, 8, 8), [lambda x: x.sum() * math.nan], loop(), moments=MOMENTS, streams=Streams(0))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [

@@ -226,6 +226,7 @@ def test_more_poisons_than_a_batch_are_matched_batch_by_batch(
         assert after < before
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_impossible_settings_are_refused_when_they_are_written() -> None:
     for settings, message in [
         ({"xi": 16}, "did you mean 16/255"),

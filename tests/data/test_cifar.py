@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import pickle
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from friends.data import cifar
-from friends.data.cifar import FORMS, Form, RecordedArray, UnsafePickleError, read, unpickle
+from friends.data import cifar, cifar_pickle
+from friends.data.cifar import FORMS, Form, read
+from friends.data.cifar_pickle import RecordedArray, RecordedType, UnsafePickleError, unpickle
 from friends.data.sources import load
 
 BY_FOLDER = {form.folder: form for form in FORMS}
@@ -149,7 +151,7 @@ def hostile() -> dict[str, bytes]:
         "collections.OrderedDict": dump(OrderedDict(a=1)),
         "numpy.load": b"\x80\x02cnumpy\nload\n(X\x07\x00\x00\x00touchedtR.",
         "builtins.exec": b"c__builtin__\nexec\n(S\"open('touched','w')\"\ntR.",
-        "friends nested name": b"\x80\x04\x8c\x05numpy\x8c\x13ndarray.__subclasses__\x93.",
+        "numpy.ndarray.__subclasses__": b"\x80\x04\x8c\x05numpy\x8c\x16ndarray.__subclasses__\x93.",
         "numpy.ndarray.tofile": b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.",
         "INST": b"(S'touch touched'\nios\nsystem\n.",
     }
@@ -174,7 +176,7 @@ def test_a_hostile_batch_is_refused_with_its_name(tmp_path: Path) -> None:
 
 def test_pickles_cannot_change_the_recorders() -> None:
     """BUILD may set attributes of whatever is on the stack: here of the classes that find_class hands out."""
-    before = {name: dict(vars(value)) for name, value in vars(cifar).items() if isinstance(value, type)}
+    before = {name: dict(vars(value)) for name, value in vars(cifar_pickle).items() if isinstance(value, type)}
     for module, name in (
         ("numpy.core.multiarray", "_reconstruct"),
         ("numpy", "dtype"),
@@ -184,7 +186,7 @@ def test_pickles_cannot_change_the_recorders() -> None:
         for state in (b"}X\x08\x00\x00\x00to_bytesNs", b"N}X\x08\x00\x00\x00to_bytesNs\x86"):
             with pytest.raises(ValueError, match="torn or not a CIFAR pickle"):
                 unpickle(f"\x80\x02c{module}\n{name}\n".encode() + state + b"b.", "here")
-    after = {name: dict(vars(value)) for name, value in vars(cifar).items() if isinstance(value, type)}
+    after = {name: dict(vars(value)) for name, value in vars(cifar_pickle).items() if isinstance(value, type)}
     assert before == after
 
 
@@ -199,20 +201,26 @@ def test_no_codec_but_latin1_is_looked_up() -> None:
     [
         np.array([{"a": 1}, None], dtype=object),
         np.zeros((2, 3072), np.float32),
-        np.asfortranarray(np.ones((2, 3072), np.uint8)),
         np.array(["ab"]),
     ],
 )
 def test_arrays_of_other_kinds_are_refused(tmp_path: Path, array: np.ndarray[Any, Any]) -> None:
     form = BY_FOLDER["cifar-100-python"]
     files = files_of(form) | {"train": pickle.dumps({b"data": array, b"fine_labels": [0, 1]}, 2)}
-    with pytest.raises(ValueError, match=r"train holds an array that is not of uint8 in C order"):
+    with pytest.raises(ValueError, match=r"train holds an array that is not of uint8"):
         read(unpacked(tmp_path / form.folder, files))
+
+
+def test_arrays_in_column_order(tmp_path: Path) -> None:
+    form = BY_FOLDER["cifar-100-python"]
+    x, y = rows_of("train")
+    batch = {b"data": np.asfortranarray(x), b"fine_labels": y.tolist()}
+    check(form, unpacked(tmp_path / form.folder, files_of(form) | {"train": pickle.dumps(batch, 2)}))
 
 
 @pytest.mark.parametrize("shape", [(10**12, 3072), (-1, -1), (3, 3072), ("a",), (None,), 7])
 def test_arrays_with_a_false_shape_allocate_nothing(shape: Any) -> None:
-    array, kind = RecordedArray(), cifar.RecordedType(b"u1")
+    array, kind = RecordedArray(), RecordedType(b"u1")
     array.__setstate__((1, shape, kind, False, bytes(2 * 3072)))
     with pytest.raises(ValueError, match="here holds an array"):
         array.to_bytes("here")
@@ -234,7 +242,7 @@ def test_arrays_with_a_false_shape_allocate_nothing(shape: Any) -> None:
 )
 def test_batches_that_do_not_fit_are_refused(tmp_path: Path, batch: object, words: str) -> None:
     form = BY_FOLDER["cifar-10-batches-py"]
-    files = files_of(form) | {"data_batch_2": pickle.dumps(batch, 2)}
+    files = files_of(form) | {"data_batch_2": pickle.dumps(batch, 3)}
     with pytest.raises(ValueError, match=words):
         read(unpacked(tmp_path / form.folder, files))
 
@@ -292,6 +300,23 @@ def test_torn_archives_are_refused(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"cifar-10-binary\.tar\.gz"):
         load(path)
+
+
+def test_a_flipped_bit_in_an_archive_is_noticed(tmp_path: Path) -> None:
+    form = BY_FOLDER["cifar-10-batches-bin"]
+    path = packed(tmp_path / form.archive, files_of(form))
+    raw = bytearray(path.read_bytes())  # random pixels are stored as they are: the stream stays readable
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"torn or not a tar archive: CRC check failed"):
+        load(path)
+
+
+def test_plain_tar_is_read_too(tmp_path: Path) -> None:
+    form = BY_FOLDER["cifar-100-binary"]
+    path = packed(tmp_path / "a.tar.gz", files_of(form))
+    (tmp_path / "a.tar").write_bytes(gzip.decompress(path.read_bytes()))
+    check(form, tmp_path / "a.tar")
 
 
 def test_archives_are_read_and_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

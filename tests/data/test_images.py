@@ -14,6 +14,7 @@ def some(n: int = 12, k: int = 3, shape: tuple[int, int, int] = (3, 4, 5), seed:
     return LabeledImages(x, torch.arange(n) % k, tuple("abcdefgh"[:k]), "some")
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("x", "y", "error", "words"),
     [

@@ -35,6 +35,7 @@ def poison(clean: LabeledImages, by: int = 16, rows: tuple[int, ...] = (4, 11, 7
 # -- goals and patches ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -145,6 +146,7 @@ def test_labels_of_rows_that_are_no_poisons(clean: LabeledImages, clean_label: b
         replace(poisoned, train=replace(poisoned.train, y=y)).check(clean, xi=None, clean_label=clean_label)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("idx", "words"),
     [
@@ -245,6 +247,7 @@ def tampered(path: Path, tensors: dict[str, Tensor | None], header: dict[str, ob
         ({}, {"goal": ...}, "lacks 'goal'"),
         ({}, {"recipe": ...}, "lacks 'recipe'"),
         ({}, {"trigger": "patch"}, "lacks"),
+        ({"patch": torch.zeros(3, 2, 2)}, {"trigger": "patch", "corner": "no"}, "corner is 'no'"),
         ({}, {"trigger": "other"}, "trigger that cannot be stored"),
         ({"poison_idx": torch.tensor([4, 11, -13])}, {}, "poisons row -13"),
         ({"poison_idx": torch.tensor([4, 11])}, {}, "3 images, 3 labels and 2 rows"),

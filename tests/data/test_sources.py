@@ -45,7 +45,7 @@ def test_digits_are_the_right_way_round_and_labelled(digits: Pair) -> None:
     one, zero = means[1, 0], means[0, 0]
     assert one[14, 14] > 0.7 and zero[14, 14] < 0.15  # a one is full in the middle, a zero is hollow
     seven = means[7, 0]
-    assert seven[:14].sum() > 1.2 * seven[14:].sum()  # its bar is at the top
+    assert seven[:14].sum() > 1.1 * seven[14:].sum()  # its bar is at the top
     nearest = torch.cdist(test.pixels().flatten(1), means.flatten(1)).argmin(1)
     assert (nearest == test.y).float().mean() > 0.75
 
@@ -116,7 +116,7 @@ def test_files_and_folders_of_no_known_kind(tmp_path: Path) -> None:
         load(tmp_path / "a.txt")
     with pytest.raises(ValueError, match="is one split: pass its folder"):
         load(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"empty holds no data .*0 entries"):
+    with pytest.raises(ValueError, match=r"empty holds no data in a form that is known; understood are: digits"):
         load(tmp_path / "empty")
 
 

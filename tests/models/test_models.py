@@ -139,6 +139,7 @@ def test_normalisation_does_not_clamp_and_travels_with_the_weights() -> None:
         Normalize((0.5,), (0.0,))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", MODELS)
 def test_other_images_than_it_was_built_for_are_refused(name: str) -> None:
     model = small(name).eval()
@@ -177,6 +178,7 @@ def test_weights_follow_from_the_generator_alone(name: str) -> None:
     assert not same(first, twice[1])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_unknown_names_and_impossible_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown model 'resnet-18'; did you mean 'resnet18'\?"):
         build("resnet-18", shape=(3, 32, 32), classes=2, moments=COLOUR, generator=generator())
@@ -280,6 +282,7 @@ def test_held_dropout_stays_off() -> None:
     assert not torch.equal(free(x), free(x))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_new_head_follows_from_the_generator_and_may_have_other_classes() -> None:
     model, state = small("tiny").double(), torch.get_rng_state()
     a, b, c = (transfer(model, generator=generator(seed)) for seed in (1, 1, 2))

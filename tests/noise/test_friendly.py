@@ -41,7 +41,7 @@ def divergence(net: nn.Module, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor
 @pytest.mark.parametrize(("norm", "penalty"), [("l2", 1.0), ("l1", 1 / 55), ("linf", 1.0), ("msq", 30.0)])
 def test_agrees_with_one_image_at_a_time(norm, penalty, direction, bound):
     net, x = small_net().double().eval(), draw(3, 3, 6, 5, dtype=torch.float64)
-    chosen = FriendlySettings(norm=norm, penalty=penalty, steps=5, lr=20, direction=direction, bound=bound)
+    chosen = FriendlySettings(norm=norm, penalty=penalty, steps=5, lr=20.0, direction=direction, bound=bound)
     first = start(x)
     expected = slow_noise(net, x, first, chosen)
     found = friendly_noise(net, x, chosen, initial=first)
@@ -58,8 +58,8 @@ def test_released_is_the_released_code():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
-def test_released_on_real_digits_in_float32(digits, digit_net):
-    x = digits[0][:128]
+def test_released_on_real_digits_in_float32(digit_pixels, digit_net):
+    x = digit_pixels[:128]
     first = start(x, 8 / 255)
     expected = (x + released_noise(digit_net.eval(), x, first, steps=20)).clamp(0, 1) - x
     found = friendly_noise(digit_net, x, initial=first)
@@ -77,9 +77,9 @@ def test_settings_are_those_of_the_paper_and_of_the_code():
         assert (each.zeta, each.steps, each.init) == (16 / 255, 20, 8 / 255)
 
 
-def both_divergences(digits, net, chosen):
+def both_divergences(digit_pixels, net, chosen):
     """Of friendly noise, and of random signs with the rms of each row's friendly noise."""
-    x = digits[0][:200] * 0.8 + 0.1  # no pixel at the ends, so that both noises fit in
+    x = digit_pixels[:200] * 0.8 + 0.1  # no pixel at the ends, so that both noises fit in
     e = friendly_noise(net, x, chosen)
     rms = e.square().mean((1, 2, 3), keepdim=True).sqrt()
     signs = torch.randint(2, e.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -87,21 +87,21 @@ def both_divergences(digits, net, chosen):
     return divergence(net, x, e), divergence(net, x, signs * rms)
 
 
-@pytest.mark.parametrize("chosen", [PAPER, replace(RELEASED, lr=50)], ids=["paper", "released at lr 50"])
-def test_far_friendlier_than_signs_of_the_same_size(digits, digit_net, chosen):
-    ours, random = both_divergences(digits, digit_net, chosen)
+@pytest.mark.parametrize("chosen", [PAPER, replace(RELEASED, lr=50.0)], ids=["paper", "released at lr 50"])
+def test_far_friendlier_than_signs_of_the_same_size(digit_pixels, digit_net, chosen):
+    ours, random = both_divergences(digit_pixels, digit_net, chosen)
     assert ours.mean() < 0.2 * random.mean(), (ours.mean(), random.mean())
 
 
-def test_released_is_far_friendlier_for_most_images(digits, digit_net):
+def test_released_is_far_friendlier_for_most_images(digit_pixels, digit_net):
     """Not on average: lr 100 jumps over the valley where the model is steep, which leaves a heavy tail."""
-    ours, random = both_divergences(digits, digit_net, RELEASED)
+    ours, random = both_divergences(digit_pixels, digit_net, RELEASED)
     assert ours.median() < 0.1 * random.median(), (ours.median(), random.median())
     assert (ours < random).float().mean() > 0.8
 
 
-def test_paper_makes_the_noise_large(digits, digit_net):
-    x = digits[0][:64] * 0.8 + 0.1
+def test_paper_makes_the_noise_large(digit_pixels, digit_net):
+    x = digit_pixels[:64] * 0.8 + 0.1
     size = {chosen: friendly_noise(digit_net, x, chosen).abs().mean() * 255 for chosen in (RELEASED, PAPER)}
     assert size[PAPER] > 13 and size[PAPER] > 1.5 * size[RELEASED], size
 

@@ -17,7 +17,7 @@ import contextlib
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class Surrogate(Protocol):
     """Train me a model as the victim would: what a gray-box attacker can do. Built by the benchmark from ``fit``.
 
@@ -71,6 +72,7 @@ class Surrogate(Protocol):
     ) -> nn.Module: ...
 
 
+@runtime_checkable
 class Settings(Protocol):
     """What an attack of bounded perturbations is, besides callable: a dataclass with a bound."""
 
@@ -82,6 +84,7 @@ class Settings(Protocol):
         ...
 
 
+@runtime_checkable
 class Attack(Protocol):
     """A frozen dataclass of hyper-parameters. Calling it is pure: same data, goal and streams, same poisons."""
 

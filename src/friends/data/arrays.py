@@ -21,7 +21,7 @@ KEYS = {
     "test": (("x_test", "y_test"), ("test_images", "test_labels")),
 }
 
-Arrays = Mapping[str, "np.ndarray[Any, Any]"]
+Arrays = Mapping[str, "np.ndarray[Any, np.dtype[Any]]"]
 
 
 def read(path: Path) -> tuple[LabeledImages, LabeledImages]:
@@ -35,19 +35,23 @@ def read(path: Path) -> tuple[LabeledImages, LabeledImages]:
         ValueError: the file is torn, or an array is missing or not like that; the array and the row are named.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with archive:
             wanted = {key for pairs in KEYS.values() for pair in pairs for key in pair} | {"classes"}
-            arrays = {key: archive[key] for key in archive.files if key in wanted}
+            arrays: dict[str, Any] = {key: archive[key] for key in archive.files if key in wanted}
+        for key, array in arrays.items():
+            if not isinstance(array, np.ndarray):  # numpy hands out members without its header as they are
+                raise ValueError(f"{key} is not an array")
     except (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
     train_x, train_y = _split(path, arrays, "train")
     test_x, test_y = _split(path, arrays, "test")
     classes = _classes(path, arrays, train_y)
-    return tuple(  # pyright: ignore[reportReturnType]
-        LabeledImages(x, _in_range(path, split, y, len(classes)), classes, path.stem)
-        for split, x, y in (("train", train_x, train_y), ("test", test_x, test_y))
+    return (
+        LabeledImages(train_x, _in_range(path, "train", train_y, len(classes)), classes, path.stem),
+        LabeledImages(test_x, _in_range(path, "test", test_y, len(classes)), classes, path.stem),
     )
 
 
@@ -62,7 +66,7 @@ def _split(path: Path, arrays: Arrays, split: str) -> tuple[Tensor, Tensor]:
     raise ValueError(f"{path} has no {split} split: it needs {named}, but has {', '.join(arrays) or 'none of ours'}")
 
 
-def images_of(array: np.ndarray[Any, Any], where: str) -> UInt8[Tensor, "n c h w"]:
+def images_of(array: np.ndarray[Any, np.dtype[Any]], where: str) -> UInt8[Tensor, "n c h w"]:
     """Bytes, channels first, of a stack of images. Raises ``ValueError`` that begins with ``where``."""
     if array.ndim == 3:
         array = array[:, None]
@@ -81,7 +85,7 @@ def images_of(array: np.ndarray[Any, Any], where: str) -> UInt8[Tensor, "n c h w
     return torch.from_numpy(np.array(array, order="C"))
 
 
-def _bytes_of_floats(array: np.ndarray[Any, Any], where: str) -> Tensor:
+def _bytes_of_floats(array: np.ndarray[Any, np.dtype[Any]], where: str) -> Tensor:
     flat = array.reshape(len(array), -1)
     low, high = flat.min(1), flat.max(1)  # NaN where any pixel of the row is
     for bad, what in ((np.isnan(low), "has NaN pixels"), ((low < 0) | (high > 1), "is outside [0, 1]")):
@@ -91,7 +95,7 @@ def _bytes_of_floats(array: np.ndarray[Any, Any], where: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.rint(array.astype(np.float32) * 255).astype(np.uint8)))
 
 
-def labels_of(array: np.ndarray[Any, Any], where: str) -> Int64[Tensor, " n"]:
+def labels_of(array: np.ndarray[Any, np.dtype[Any]], where: str) -> Int64[Tensor, " n"]:
     """Whole-number labels as a vector. Raises ``ValueError`` that begins with ``where``."""
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]

@@ -1,32 +1,28 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) in the four forms that their author publishes, packed or unpacked.
 
-The "python" form is pickles. They are read by an unpickler that knows four names, each of which stands for an inert
-recorder of ours: no function of numpy or of anyone else is ever called, whatever the file says.
+Of the "python" form, which is pickles, see :mod:`friends.data.cifar_pickle`: nothing in it can run.
 """
 
 from __future__ import annotations
 
-import pickle
+import gzip
 import tarfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 
+from friends.data.cifar_pickle import RecordedArray, text_of, unpickle
 from friends.data.images import LabeledImages
 
 PIXELS = 3 * 32 * 32
 MAX_BYTES = 256 << 20
 """No file of theirs is larger than 154 MB."""
-
-
-class UnsafePickleError(ValueError):
-    """A pickle asks for something that no CIFAR file needs. Nothing of it was carried out."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def read(path: Path) -> tuple[LabeledImages, LabeledImages]:
 
     Raises:
         ValueError: it is no such thing, a file of it is missing or torn, or a label is out of range.
-        UnsafePickleError: a pickle asks for more than arrays of bytes.
+        friends.data.cifar_pickle.UnsafePickleError: a pickle asks for more than arrays of bytes.
     """
     if path.is_dir():
         form = form_of([file.name for file in path.iterdir()], str(path))
@@ -132,23 +128,36 @@ def _read_capped(path: Path) -> bytes:
 
 def _unpack(path: Path) -> dict[str, bytes]:
     """The files that some form needs, by their last name, from the archive's stream; nothing is written to disk."""
-    wanted = {name for form in FORMS for name in form.files}
-    files: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                name = member.name.rsplit("/", 1)[-1]
-                if name not in wanted or not member.isfile():
-                    continue
-                if member.size > MAX_BYTES or name in files:
-                    raise ValueError(f"{path} holds {name} twice, or larger than any file of CIFAR")
-                files[name] = cast("Any", archive.extractfile(member)).read()
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            stream = gzip.GzipFile(fileobj=raw) if packed else raw
+            files = _members(path, stream)
+            while stream.read(1 << 20):  # to the end, where gzip keeps its checksum
+                pass
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise ValueError(f"{path} is torn or not a tar archive: {error}") from error
     return files
 
 
-def _binary(raw: bytes, form: Form, where: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _members(path: Path, stream: gzip.GzipFile | BufferedReader) -> dict[str, bytes]:
+    wanted = {name for form in FORMS for name in form.files}
+    files: dict[str, bytes] = {}
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            name = member.name.rsplit("/", 1)[-1]
+            if name not in wanted or not member.isfile():
+                continue
+            if member.size > MAX_BYTES or name in files:
+                raise ValueError(f"{path} holds {name} twice, or larger than any file of CIFAR")
+            files[name] = cast("Any", archive.extractfile(member)).read()
+    return files
+
+
+def _binary(
+    raw: bytes, form: Form, where: str
+) -> tuple[np.ndarray[Any, np.dtype[Any]], np.ndarray[Any, np.dtype[Any]]]:
     record = form.label_bytes + PIXELS
     if not raw or len(raw) % record:
         raise ValueError(f"{where} is torn: {len(raw)} bytes are no whole number of {record}-byte records")
@@ -156,7 +165,9 @@ def _binary(raw: bytes, form: Form, where: str) -> tuple[np.ndarray[Any, Any], n
     return rows[:, form.label_bytes :], rows[:, form.label_bytes - 1].astype(np.int64)
 
 
-def _pickled(raw: bytes, form: Form, where: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _pickled(
+    raw: bytes, form: Form, where: str
+) -> tuple[np.ndarray[Any, np.dtype[Any]], np.ndarray[Any, np.dtype[Any]]]:
     batch = unpickle(raw, where)
     data, labels = batch.get("data"), batch.get(form.labels)
     if not isinstance(data, RecordedArray) or not _integers(labels):
@@ -178,15 +189,14 @@ def _class_names(raw: bytes, form: Form, where: str) -> tuple[str, ...]:
         names = cast("Sequence[object]", unpickle(raw, where).get(form.label_names))
     if not isinstance(names, list) or not names:
         raise ValueError(f"{where} lists no class names")
-    return tuple(_text(name) for name in names)
-
-
-def _text(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return tuple(text_of(name) for name in names)
 
 
 def _labeled(
-    parts: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]], classes: tuple[str, ...], form: Form, where: str
+    parts: list[tuple[np.ndarray[Any, np.dtype[Any]], np.ndarray[Any, np.dtype[Any]]]],
+    classes: tuple[str, ...],
+    form: Form,
+    where: str,
 ) -> LabeledImages:
     x = torch.from_numpy(np.concatenate([x for x, _ in parts]).reshape(-1, 3, 32, 32))
     y = torch.from_numpy(np.concatenate([y for _, y in parts]))
@@ -194,89 +204,3 @@ def _labeled(
         return LabeledImages(x, y, classes, form.name)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-class RecordedArray:
-    """What a pickle says of an array, remembered and not carried out."""
-
-    __slots__ = ("state",)
-
-    def __init__(self, *_: object) -> None:
-        self.state: object = None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-    def to_bytes(self, where: str) -> np.ndarray[Any, Any]:
-        """The array, which must be of bytes in C order. Raises ``ValueError`` that begins with ``where``."""
-        state = self.state
-        if isinstance(state, tuple) and len(cast("Any", state)) == 5:
-            _, shape, dtype, fortran, raw = cast("tuple[Any, ...]", state)
-            one_byte = isinstance(dtype, RecordedType) and dtype.code == "u1"
-            if one_byte and isinstance(raw, bytes) and fortran in (False, 0) and isinstance(shape, tuple):
-                try:
-                    return np.frombuffer(raw, np.uint8).reshape(cast("Any", shape))
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{where} holds an array whose shape does not fit: {error}") from error
-        raise ValueError(f"{where} holds an array that is not of uint8 in C order")
-
-
-class RecordedType:
-    """What a pickle says of an array's type."""
-
-    __slots__ = ("code",)
-
-    def __init__(self, code: object = None, *_: object) -> None:
-        self.code = _text(code)
-
-    def __setstate__(self, _: object) -> None:
-        """Byte order and the like: one byte has none."""
-
-
-class RecordedText:
-    """Python 3 writes the bytes of a protocol-2 pickle as latin-1 text to be encoded back: only that is done."""
-
-    __slots__ = ()
-
-    def __new__(cls, text: str, encoding: str) -> bytes:  # pyright: ignore[reportInconsistentConstructor]
-        """The bytes of ``text``."""
-        if encoding not in ("latin1", "latin-1"):
-            raise UnsafePickleError(f"asks for the codec {encoding!r}")
-        return text.encode("latin-1")
-
-    def __setstate__(self, _: object) -> None:
-        """Pickles cannot set attributes of a class that has this method."""
-
-
-_KNOWN: Mapping[tuple[str, str], object] = {
-    ("numpy.core.multiarray", "_reconstruct"): RecordedArray,
-    ("numpy._core.multiarray", "_reconstruct"): RecordedArray,
-    ("numpy", "ndarray"): "ndarray",
-    ("numpy", "dtype"): RecordedType,
-    ("_codecs", "encode"): RecordedText,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise UnsafePickleError(f"asks for {module}.{name}")
-        return _KNOWN[module, name]
-
-
-def unpickle(raw: bytes, where: str) -> dict[str, object]:
-    """The dict in a CIFAR pickle, its keys as text and its arrays as :class:`RecordedArray`; runs nothing.
-
-    Raises:
-        UnsafePickleError: it asks for a function or class other than those of an array.
-        ValueError: it is no pickle of a dict.
-    """
-    try:
-        value = _Unpickler(BytesIO(raw), encoding="bytes").load()
-    except UnsafePickleError as error:
-        raise UnsafePickleError(f"{where} is not a CIFAR pickle: it {error}, and nothing was run") from None
-    except Exception as error:  # damaged pickles raise whatever their bytes lead to
-        raise ValueError(f"{where} is torn or not a CIFAR pickle: {type(error).__name__}: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} is a pickle of {type(value).__name__}, not of a dict")
-    return {_text(key): item for key, item in cast("dict[object, object]", value).items()}

@@ -73,7 +73,7 @@ def _channels_first(image: object) -> Tensor:
     return raw if raw.dtype == torch.uint8 else _checked_floats(raw)
 
 
-def _array_to_chw(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _array_to_chw(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
     if array.ndim == 2:
         return array[None]
     if array.ndim != 3:
@@ -86,7 +86,7 @@ def _array_to_chw(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array.transpose(2, 0, 1)
 
 
-def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _native(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
     """A writable copy in this machine's byte order: torch takes neither views backwards nor foreign floats."""
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise TypeError(f"pixels are uint8 in [0, 255] or floats in [0, 1], not {array.dtype}")

@@ -51,7 +51,7 @@ def decode_all(
     Raises:
         ValueError: an image is corrupt, implausibly large, or not of the size of the first; it is named.
     """
-    out: np.ndarray[Any, Any] | None = None
+    out: np.ndarray[Any, np.dtype[Any]] | None = None
     first, grey, done = "", True, 0
     for image, pixels in _decoded(images, size):
         if out is None:
@@ -69,7 +69,7 @@ def decode_all(
     return torch.from_numpy(out[:, :1].copy() if grey else out)
 
 
-def decode(image: Encoded, size: int | None = None) -> np.ndarray[Any, Any]:
+def decode(image: Encoded, size: int | None = None) -> np.ndarray[Any, np.dtype[Any]]:
     """Bytes ``(h, w)`` of a grey image or ``(h, w, 3)`` of any other. Raises ``ValueError`` that names the image."""
     try:
         source = io.BytesIO(image.data) if isinstance(image.data, bytes) else image.data
@@ -106,10 +106,10 @@ def square_all(x: UInt8[Tensor, "n c h w"], size: int) -> UInt8[Tensor, "n c siz
     return torch.from_numpy(out)
 
 
-def _decoded(images: Iterable[Encoded], size: int | None) -> Iterator[tuple[Encoded, np.ndarray[Any, Any]]]:
+def _decoded(images: Iterable[Encoded], size: int | None) -> Iterator[tuple[Encoded, np.ndarray[Any, np.dtype[Any]]]]:
     """The images and their pixels, in order; a few chunks are in memory at a time."""
 
-    def decode_chunk(chunk: list[Encoded]) -> list[np.ndarray[Any, Any]]:
+    def decode_chunk(chunk: list[Encoded]) -> list[np.ndarray[Any, np.dtype[Any]]]:
         return [decode(image, size) for image in chunk]
 
     rest = iter(images)

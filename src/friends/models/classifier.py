@@ -157,7 +157,6 @@ def finetune(model: Classifier, *, generator: torch.Generator, classes: int | No
 
 def _with_new_head(model: Classifier, generator: torch.Generator, classes: int | None) -> Classifier:
     new = copy.deepcopy(model)
-    new.zero_grad(set_to_none=True)
     old = new.head
     with drawing_from(generator):
         head = nn.Linear(old.in_features, old.out_features if classes is None else classes)

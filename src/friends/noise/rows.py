@@ -47,7 +47,7 @@ def image_of(item: object) -> object:
     return item
 
 
-def with_image(item: object, image: Tensor) -> object:
+def with_image(item: object, image: object) -> object:
     """The same kind of item with another image; every other field is the very same object."""
     if isinstance(item, Mapping):
         fields = cast("Mapping[str, object]", item)

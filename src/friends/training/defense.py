@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -43,12 +43,14 @@ if TYPE_CHECKING:
 __all__ = ["ABSTAIN", "Defense", "Predictor", "Probe", "Run", "argmax_predictor"]
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """A trained pipeline as its user sees it: pixels in, class ids out, or :data:`ABSTAIN`."""
 
     def __call__(self, x: Float[Tensor, "b c h w"], /) -> Int64[Tensor, " b"]: ...
 
 
+@runtime_checkable
 class Probe(Protocol):
     """Train another model on (part of) the same data, with the same recipe: what filters look through."""
 

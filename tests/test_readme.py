@@ -1,0 +1,67 @@
+"""The README keeps its word: its Python blocks run, its commands and files exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from friends.data.images import LabeledImages
+from friends.models import build
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_python_blocks_run_one_after_the_other(
+    digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    some = digits.sample(40, torch.Generator().manual_seed(0))
+    tiny = build("tiny", shape=some.shape, classes=10, moments=some.moments, generator=torch.Generator())
+    namespace: dict[str, object] = {
+        "dataset": [(Image.fromarray(x[0].numpy()), int(y)) for x, y in zip(some.x, some.y, strict=True)],
+        "proxy": tiny,
+        "model": tiny,
+        "augment": None,
+        "images": some.pixels(),
+        "rows": torch.arange(8),
+        "generator": torch.Generator().manual_seed(0),
+    }
+    assert len(blocks("python")) >= 4
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    batch, labels = next(iter(namespace["loader"]))  # type: ignore[call-overload]
+    assert batch.shape == (40, 1, 28, 28)
+    assert sorted(labels.tolist()) == sorted(some.y.tolist())
+    assert float(batch.min()) < 0  # random noise is not clamped
+    history = namespace["fitted"].history  # type: ignore[attr-defined]
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_protecting_a_loop_takes_at_most_five_lines() -> None:
+    block = next(b for b in blocks("python") if "NoisyDataset" in b)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 5
+
+
+def test_its_links_and_commands_exist() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in re.findall(r"^make (\w+)", "\n".join(blocks("sh")), flags=re.MULTILINE):
+        assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE), command
+    for file in re.findall(r"^friends run (\S+)", "\n".join(blocks("sh")), flags=re.MULTILINE):
+        assert (ROOT / file).is_file(), file
+
+
+def test_every_document_has_no_dead_link() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
