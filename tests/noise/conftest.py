@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import config
 from torch import nn
 
 from friends.data.images import LabeledImages
@@ -43,3 +45,12 @@ def digit_net(digits: LabeledImages, digit_pixels: torch.Tensor) -> nn.Module:
 
 def _some_rows(digits: LabeledImages) -> torch.Tensor:
     return torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))[:2000]
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch off the type checker that tests run under: a user has only the checks that the code itself makes."""
+    before = bool(config.jaxtyping_disable)
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", before)

@@ -277,6 +277,7 @@ def test_unchecked_noise_goes_by_position(store):
     assert torch.equal(x, expected)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_does_not_fit_is_refused_at_once(store):
     noisy = NoisyDataset(PLAIN, store)
     wide = byte_images(N, (3, 8, 9))
@@ -336,6 +337,7 @@ def test_device_noise_without_any_noise_is_the_same_tensor():
     assert DeviceNoise(None, "cpu", mu=0)(x, torch.arange(N), torch.Generator()) is x
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_device_noise_refuses_what_does_not_fit(store):
     noise, g = DeviceNoise(store, "cpu"), torch.Generator()
     with pytest.raises(ValueError, match=r"images \(2, 3, 8, 8\) at 3 positions do not fit"):

@@ -236,6 +236,7 @@ def test_a_norm_alone_brings_the_settings_that_it_works_with():
     ],
     ids=["nan", "too large", "normalised", "bytes", "no batch"],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_refuses_what_are_no_pixels(x, error, words):
     with pytest.raises(error, match=words):
         friendly_noise(small_net(), x)
@@ -275,6 +276,7 @@ def test_refuses_outputs_that_are_no_logits():
         ({"initial": torch.zeros(1, 3, 5, 5)}, "initial noise is"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_refuses_wrong_settings(options, words):
     with pytest.raises(ValueError, match=words):
         friendly_noise(small_net(), draw(1, 3, 6, 6), **options)

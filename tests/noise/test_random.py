@@ -110,6 +110,7 @@ def test_zero_strength_is_the_same_image_and_draws_nothing():
         ("uniform", float("nan"), "mu is in"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_refuses_wrong_settings(kind, mu, words):
     with pytest.raises(ValueError, match=words):
         random_noise(images(1, 1, 2, 2), kind, mu, generator())

@@ -122,6 +122,7 @@ def test_grey_noise_goes_to_127_and_no_further():
         grey_noise(small_net(), x, [0, 1], replace(loud, zeta=128 / 255), seed=0)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_grey_noise_refuses_floats_and_missing_keys():
     x = byte_images(3).x
     with pytest.raises(TypeError, match=r"uint8 images .* not torch\.float32"):
@@ -287,6 +288,14 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert files(tmp_path) == {"thesis.tex": b"precious"}
 
 
+def test_what_killed_writers_left_is_removed(made, store):
+    """Half-written files of ours, and of safetensors, which has temporary names of its own."""
+    for name in (".manifest.json.4711.tmp", ".shard-00002.safetensors.4711.tmp", ".tmpA1b2C3"):
+        (store.path / name).write_bytes(b"half")
+    make(store.path)
+    assert files(store.path) == files(made.path)
+
+
 def test_two_processes_cannot_make_one_store(tmp_path):
     pytest.importorskip("fcntl", reason="no file locks on this system")
     (tmp_path / "s").mkdir()
@@ -295,6 +304,7 @@ def test_two_processes_cannot_make_one_store(tmp_path):
     make(tmp_path / "s")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_data_that_cannot_have_noise_are_refused(tmp_path):
     x = list(byte_images(5).x)
     draws = torch.Generator().manual_seed(0)
@@ -349,6 +359,7 @@ def test_noise_follows_the_key_not_the_position(made, tmp_path):
     assert differ.mean() < 0.02 / 255  # up to the rounding of a float
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_keys_must_be_unique_and_fit(tmp_path):
     for keys, error, words in (
         (["a", "b", "a", *"cdefghijklmnopqrstuv"], ValueError, "rows 0 and 2 have the same key 'a'"),

@@ -93,9 +93,10 @@ kills = 0
 for at in (1, 2, 3, 25):  # the plan, a shard, its record, ..., the last record
     for before in (True, False):
         folder = root / f"{at}-{before}"
-        assert died(forked(lambda: make_and_die(folder, at, before)))
+        killed = forked(lambda: make_and_die(folder, at, before))
+        assert died(killed)
         kills += 1
-        assert before == any(file.name.endswith(".tmp") for file in folder.iterdir())
+        assert before == any(file.name.endswith(f".{killed}.tmp") for file in folder.iterdir())
         assert not died(forked(lambda: make(folder)))
         assert bytes_of(folder) == expected, (at, before)
 print("kills", kills, "partial", kills)

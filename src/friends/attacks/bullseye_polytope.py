@@ -15,7 +15,8 @@ outer loop: augmented, signed Adam with a decaying step, random start. The FRIEN
 units from the clean base, not augmented.
 
 Departures: dropout is off while crafting (the original averages over dropout). Several goal images are attacked by
-the mean of their features. One restart is the default, where the port has 8: their scores hardly differ.
+the mean of their features. One restart is the default, where the port has 8: on digits the last scores of
+three restarts differed by 1 to 14 percent.
 """
 
 from __future__ import annotations

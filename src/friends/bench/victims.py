@@ -100,7 +100,7 @@ def _judge(lab: Lab, file: Path, name: str, fitted: Fitted, goals: Sequence[Goal
         "accuracy": clean.strict,
         "abstained": clean.abstained,
         "seconds": fitted.seconds,
-        "history": fitted.history,
+        "history": [{what: float(f"{value:.6g}") for what, value in line.items()} for line in fitted.history],
     }
     write_json(file, outcome)
     shutil.rmtree(lab.out / "work" / name, ignore_errors=True)

@@ -48,11 +48,11 @@ def _make_folder(folder: Path) -> None:
 
 
 def _is_leftover(file: Path) -> bool:
-    return file.name.startswith(".") and file.name.endswith(".tmp")
+    """A file that a killed process was writing: ours end in .tmp, those of safetensors begin with it."""
+    return file.name.startswith(".tmp") or (file.name.startswith(".") and file.name.endswith(".tmp"))
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What a killed process was writing."""
     for file in folder.iterdir():
         if _is_leftover(file):
             file.unlink(missing_ok=True)

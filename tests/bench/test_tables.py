@@ -1,0 +1,72 @@
+"""Pooled tables: counted over all targets, and only over runs that differ in nothing but their seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from friends.bench.record import Arm, Report
+from friends.bench.statistics import mcnemar_exact, wilson
+from friends.bench.tables import page, pooled_table
+
+
+def arm(name: str, succeeded: tuple[bool, ...], accuracy: float) -> Arm:
+    return Arm(
+        name=name,
+        defenses=(),
+        successes=sum(succeeded),
+        n=len(succeeded),
+        accuracy=accuracy,
+        accuracies=(accuracy,),
+        seconds=2.0,
+        confidence=tuple(0.75 if hit else 0.25 for hit in succeeded),
+        succeeded=succeeded,
+    )
+
+
+def report(seed: int, undefended: tuple[bool, ...], friends: tuple[bool, ...], accuracy: float = 0.9) -> Report:
+    return Report(
+        name=f"run-{seed}",
+        key="k",
+        trial={"seed": seed, "attack": {"xi": 0.1}},
+        seed=seed,
+        scenario="scratch",
+        scaled_down="small",
+        data={"name": "digits", "train": 10, "classes": ["a", "b"]},
+        model={"name": "tiny", "parameters": 1234},
+        attack={"name": "GradientMatching", "xi": 16 / 255, "budget": 0.01, "poisons": 5},
+        goals=tuple({"name": f"g{i}", "y_true": "a", "y_wanted": "b"} for i in range(len(undefended))),
+        arms=(arm("friends-b", friends, accuracy), arm("undefended", undefended, 0.95)),
+        versions={"torch": "2"},
+        commit="abc",
+        device="CPU",
+        threads=1,
+        started="2022-11-28T09:00:00+00:00",
+        seconds={},
+    )
+
+
+def test_counts_intervals_and_paired_test_are_over_all_targets() -> None:
+    runs = [report(0, (True, True, True), (False, True, False), 0.8), report(1, (True, True, False), (False,) * 3, 0.9)]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in pooled_table(runs).splitlines()]
+    assert rows[2][:2] == ["undefended", "5/6"]
+    assert rows[3][:2] == ["friends-b", "1/6"]
+    low, high = wilson(1, 6)
+    assert rows[3][2] == f"{100 * low:.0f}\u2013{100 * high:.0f} %"
+    assert rows[3][3] == f"{mcnemar_exact([True] * 5 + [False], [False, True, False, False, False, False]):.2g}"
+    assert rows[3][4:6] == ["85.0 %", "7.1"]
+    assert rows[3][6] == f"{(0.75 + 5 * 0.25) / 6:.2f}"
+    text = page(runs)
+    assert "2 seeds (0, 1), 3 targets each" in text
+    assert "xi = 16/255" in text
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_refused() -> None:
+    a, b = report(0, (True,), (False,)), report(1, (True,), (False,))
+    with pytest.raises(ValueError, match="more than the seed"):
+        pooled_table([a, replace(b, trial={"seed": 1, "attack": {"xi": 0.2}})])
+    with pytest.raises(ValueError, match="comes twice"):
+        pooled_table([a, a])
+    with pytest.raises(ValueError, match="no run"):
+        pooled_table([])
