@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config, install_import_hook
 
-from friends.data.images import LabeledImages
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE / "reference"))  # the slow truths
+
+# The shapes and types in our signatures are executed: in tests only, since it costs time. Not those of the command
+# line, which typer reads by itself.
+PARTS = ("types", "data", "models", "noise", "training", "attacks", "defenses", "bench")
+with install_import_hook([f"friends.{part}" for part in PARTS], "typecheck.tower"):
+    for part in PARTS:
+        importlib.import_module(f"friends.{part}")
+    for module in ("bench.run", "bench.tables", "bench.proxy", "noise.store", "noise.dataset", "data.sources"):
+        importlib.import_module(f"friends.{module}")
+
+from friends.data.images import LabeledImages  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch off the type checker that tests run under: a user has only the checks that the code itself makes."""
+    before = bool(config.jaxtyping_disable)
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", before)
 
 
 def cifar_folder() -> Path | None:

@@ -6,21 +6,16 @@ import copy
 import csv
 import gzip
 import importlib.util
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import config
 from torch import nn
 from torch.nn import functional as F
 
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal
 from friends.models import Classifier, build
-
-sys.path.append(str(Path(__file__).parents[1] / "reference"))
 
 
 def _digits() -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,12 +105,3 @@ def ten_digits() -> tuple[LabeledImages, LabeledImages, Classifier]:
     data = LabeledImages(x, y, tuple("0123456789"), "mnist")
     train = data.rows(order[:1000])
     return train, data.rows(order[1000:2000]), trained("lenet", train, epochs=6, width=6)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Switch off the type checker that tests run under: a user has only the checks that the code itself makes."""
-    before = bool(config.jaxtyping_disable)
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)

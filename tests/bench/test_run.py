@@ -136,8 +136,12 @@ def test_settings_that_do_not_fit_the_data_are_refused_before_training(tmp_path:
     }
     for i, (message, change) in enumerate(bad.items()):
         seen: list[str] = []
+
+        def note(what: str, *_: object, seen: list[str] = seen) -> None:
+            seen.append(what)
+
         with pytest.raises(ValueError, match=message):
-            run_trial(parse_trial({**TABLE, **change}), tmp_path / str(i), progress=lambda what, *_: seen.append(what))
+            run_trial(parse_trial({**TABLE, **change}), tmp_path / str(i), progress=note)
         assert set(seen) <= {"data"}
 
 

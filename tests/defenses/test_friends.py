@@ -123,6 +123,7 @@ def test_noise_from_a_store_is_used_as_it_is(few_digits: LabeledImages, tmp_path
         fit(few_digits, make, recipe=RECIPE, defenses=[replace(defense, zeta=8 / 255)], streams=Streams(0))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

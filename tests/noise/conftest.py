@@ -1,19 +1,15 @@
-"""A network trained on real digits, and the way to the slow references."""
+"""A network trained on real digits."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import config
 from torch import nn
 
 from friends.data.images import LabeledImages
-
-sys.path.append(str(Path(__file__).parents[1] / "reference"))
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +41,3 @@ def digit_net(digits: LabeledImages, digit_pixels: torch.Tensor) -> nn.Module:
 
 def _some_rows(digits: LabeledImages) -> torch.Tensor:
     return torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))[:2000]
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Switch off the type checker that tests run under: a user has only the checks that the code itself makes."""
-    before = bool(config.jaxtyping_disable)
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)

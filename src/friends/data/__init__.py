@@ -5,5 +5,3 @@ from friends.data.images import LabeledImages as LabeledImages
 from friends.data.poisoned import Goal as Goal
 from friends.data.poisoned import Patch as Patch
 from friends.data.poisoned import PoisonedDataset as PoisonedDataset
-from friends.data.sources import load as load
-from friends.data.sources import select as select

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 
@@ -59,7 +59,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
     metadata = {"header": json.dumps(dict(header or {}), sort_keys=True, allow_nan=False)}
     with replacing(path) as temporary:
-        save_file(plain, str(temporary), metadata=metadata)
+        temporary.write_bytes(save(plain, metadata=metadata))  # save_file would leave a file of its own if killed
 
 
 def read_tensors(path: Path, *, max_bytes: int | None = None) -> tuple[dict[str, Tensor], dict[str, object]]:
