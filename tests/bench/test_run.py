@@ -171,3 +171,10 @@ def test_controls_are_asked_in_turn_and_put_back_in_order() -> None:
     arm = _control_arm([row([0, 3, 6]), row([1, 4]), row([2, 5])], 7)
     assert arm.confidence == tuple(g / 10 for g in range(7))
     assert arm.succeeded == tuple(g % 2 == 1 for g in range(7))
+
+
+def test_a_folder_in_which_another_process_runs_is_refused(trial: Trial, finished: Path) -> None:
+    from friends.data.files import owned
+
+    with owned(finished), pytest.raises(BlockingIOError, match="another process is working in"):
+        run_trial(trial, finished)

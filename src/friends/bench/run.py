@@ -31,7 +31,7 @@ from friends.bench.provenance import commit, device_name, versions
 from friends.bench.record import Arm, Report
 from friends.bench.trial import ArmSpec, Trial
 from friends.bench.victims import control, poisons, victim
-from friends.data.files import write_json
+from friends.data.files import owned, write_json
 from friends.data.poisoned import Goal
 from friends.training.evaluate import predict
 from friends.types import Progress, silent
@@ -54,9 +54,15 @@ def run_trial(trial: Trial, out: Path, *, device: str = "cpu", progress: Progres
     Raises:
         ValueError: the folder holds another trial (the first difference is named), or the settings do not fit the
             data; raised before any long work.
+        BlockingIOError: another process runs in the folder.
     """
-    started = datetime.datetime.now(datetime.timezone.utc)
     _claim(trial, out)
+    with owned(out):
+        return _run(trial, out, device, progress)
+
+
+def _run(trial: Trial, out: Path, device: str, progress: Progress) -> Report:
+    started = datetime.datetime.now(datetime.timezone.utc)
     if (out / "record.json").exists():  # finished before: nothing to train, but the page may be of an older version
         result = Report.read(out / "record.json")
         report.render(result, exhibit_of(out), out / "report.html")

@@ -40,6 +40,36 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def owned(folder: Path) -> Generator[None]:
+    """Keep a second process from working in the same folder, where the system has file locks.
+
+    The folder itself is locked, so nothing is left behind, and the lock ends with the process however that ends.
+    What a process that was killed had half written is removed.
+
+    Raises:
+        BlockingIOError: another process is working in it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"another process is working in {folder}; wait for it") from None
+        except OSError:  # some network file systems cannot lock a folder
+            pass
+        for half in folder.rglob(".*.tmp"):
+            half.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` (UTF-8) so that ``path`` is never half of it."""
     with replacing(path) as temporary:

@@ -8,8 +8,9 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
+from friends.data.files import owned
 from friends.noise.grey import grey_noise
-from friends.noise.manifest import NAME, Manifest, Plan, owned, shard_path
+from friends.noise.manifest import NAME, Manifest, Plan, shard_path
 from friends.noise.rows import Int64s, Rows, contents, spread
 from friends.noise.shards import open_shard, whole, write_shard
 from friends.types import Progress
@@ -28,7 +29,6 @@ def make_shards(model: nn.Module, images: Rows, folder: Path, plan: Plan, keys: 
     images.refuse_unsteady()
     _make_folder(folder)
     with owned(folder):
-        _remove_leftovers(folder)
         manifest = _begin_or_resume(folder, plan)
         _refuse_changed_images(folder, manifest, images)
         for shard, record in enumerate(manifest.shards):
@@ -42,20 +42,9 @@ def _make_folder(folder: Path) -> None:
         raise ValueError(f"{folder} is a file; a noise store is a folder")
     folder.mkdir(parents=True, exist_ok=True)
     ours = (folder / NAME).exists()
-    strangers = sorted(file.name for file in folder.iterdir() if not _is_leftover(file))
+    strangers = sorted(file.name for file in folder.iterdir() if not file.name.endswith(".tmp"))
     if strangers and not ours:
         raise ValueError(f"{folder} is not empty and no noise store (it has {strangers[0]!r}); choose another folder")
-
-
-def _is_leftover(file: Path) -> bool:
-    """A file that a killed process was writing: ours end in .tmp, those of safetensors begin with it."""
-    return file.name.startswith(".tmp") or (file.name.startswith(".") and file.name.endswith(".tmp"))
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for file in folder.iterdir():
-        if _is_leftover(file):
-            file.unlink(missing_ok=True)
 
 
 def _begin_or_resume(folder: Path, plan: Plan) -> Manifest:

@@ -6,11 +6,8 @@ mistake, continues exactly this store or is told what is different.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -176,30 +173,3 @@ def fingerprint(model: nn.Module) -> str:
 def keys_digest(keys: Int64s) -> str:
     """sha256 over the keys as little-endian 64-bit integers."""
     return hashlib.sha256(keys.astype("<i8").tobytes()).hexdigest()
-
-
-@contextlib.contextmanager
-def owned(folder: Path) -> Generator[None]:
-    """Keep a second process from generating into the same folder, where the system has file locks.
-
-    The folder itself is locked, so nothing is left behind, and the lock ends with the process however that ends.
-
-    Raises:
-        BlockingIOError: another process is generating into it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"another process is generating noise into {folder}; wait for it") from None
-        except OSError:  # some network file systems cannot lock a folder
-            pass
-        yield
-    finally:
-        os.close(handle)
