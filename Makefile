@@ -6,7 +6,7 @@ STAMP  := $(VENV)/installed
 # One thread per process: small networks lose more to threads than they gain.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint clean
 
 install: $(STAMP)
 

@@ -125,7 +125,8 @@ def fit(
         watch: called with the model (in eval mode) and the number of finished epochs after every epoch; what it
             returns goes into the history. It cannot influence the training.
         checkpoint: folder to resume from and to save to. A training killed at any moment and started again with
-            the same arguments ends with the same model, bit for bit on one machine.
+            the same arguments ends with the same model: bit for bit on a CPU with as many threads, on a GPU as far
+            as its kernels are deterministic.
         checkpoint_seconds: save after an epoch if that long has passed since the last time; always after the last.
         progress: told about every step.
         what: what ``progress`` calls this training.
@@ -296,7 +297,7 @@ def _forward(run: Run) -> Callable[[Tensor], Tensor]:
     compiled = _COMPILED.get(id(run.model))
     if compiled is None:
         _COMPILED.clear()  # one at a time: it holds the model
-        compiled = _COMPILED[id(run.model)] = torch.compile(run.model)  # pyright: ignore[reportArgumentType]
+        compiled = _COMPILED[id(run.model)] = torch.compile(run.model, dynamic=False)  # pyright: ignore[reportArgumentType]
     return compiled
 
 
