@@ -158,3 +158,16 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_does(tmp_path: Path) -> None:
     assert "Traceback" not in stderr
     assert (folder / "trial.json").exists()
     assert not (folder / "record.json").exists()
+
+
+def test_noise_with_the_model_of_a_run_as_proxy(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = runner.invoke(app, ["run", str(trial_file(tmp_path)), "-o", str(folder), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    store = tmp_path / "store"
+    weights = str(folder / "models" / "friends-b.safetensors")
+    arguments = ["noise", "digits", "-o", str(store), "--weights", weights, "--steps", "1", "--device", "cpu"]
+    out = runner.invoke(app, arguments, env={"COLUMNS": "120"})
+    assert out.exit_code == 0, out.output
+    assert "tiny from friends-b.safetensors" in plain(out.stdout)
+    assert "3500" in plain(out.stdout).replace(",", "")
