@@ -85,11 +85,17 @@ def test_version() -> None:
         (["noise", "digits", "-o", "{out}", "--settings", "printed"], "printed"),
         (["noise", "digits", "-o", "{out}", "--model", "resnet81", "--epochs", "1"], "did you mean 'resnet18'"),
         (["noise", "digits", "-o", "{out}", "--weights", "none.safetensors"], "none.safetensors"),
+        (["noise", "digits", "-o", "{out}", "--steps", "-1"], "steps >= 0"),
+        (["noise", "digits", "-o", "{out}", "--zeta", "200/255"], "at most 127/255"),
+        (["noise", "digits", "-o", "{full}"], "not empty and no noise store"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(arguments: list[str], message: str, tmp_path: Path) -> None:
     trial = trial_file(tmp_path)
-    given = [a.format(trial=trial, out=tmp_path / "store") for a in arguments]
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.tex").write_text("precious")
+    given = [a.format(trial=trial, out=tmp_path / "store", full=full) for a in arguments]
     out = runner.invoke(app, given)
     assert out.exit_code == 2, out.output
     assert message in plain(out.stderr)
@@ -132,6 +138,7 @@ def test_noise_makes_a_store_with_a_proxy_and_describes_it(tmp_path: Path) -> No
     made = NoiseStore.load(store)
     assert made.n == 60
     assert int(abs(made.tensor("cpu").short()).max()) <= 8
+    assert not list(tmp_path.glob(".store*"))  # the proxy's training is gone
     told = runner.invoke(app, ["noise", str(store)], env={"COLUMNS": "120"})
     assert "8/255" in plain(told.stdout)
     assert "convnet" in plain(told.stdout)

@@ -18,6 +18,7 @@ ROWS: dict[str, int] = {
     "noise": 2,
     "models": 2,
     "data": 1,
+    "modules": 1,
     "types": 0,
     "_version": 0,
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
+import warnings
 import webbrowser
 from collections.abc import Callable
 from importlib.resources import as_file, files
@@ -45,6 +47,7 @@ errors = Console(stderr=True)
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run [default: runs/NAME].")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
+Download = Annotated[bool, typer.Option(help="Fetch CIFAR-10 or CIFAR-100 from its home if it is not here.")]
 Threads = Annotated[int, typer.Option(help="Processor threads; 0 keeps torch's choice. Tiny nets are fastest with 1.")]
 
 
@@ -123,7 +126,7 @@ def demo(
         trial = read_trial(Path(file))
     if seed is not None:
         trial = replace(trial, seed=seed, name=f"demo-{seed}")
-    result = _guarded(lambda: _run(trial, out, device, threads, fresh=fresh), _again("demo", seed=seed, out=out))
+    result = _guarded(lambda: _run(trial, out, device, threads, fresh=fresh, download=False))
     if open_report:
         webbrowser.open(result.as_uri())
 
@@ -136,12 +139,13 @@ def run(
         int | None, typer.Option(help="Replaces the seed of the file; the folder becomes NAME-SEED.")
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Start over, deleting what an earlier run of it left.")] = False,
+    download: Download = False,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
     """Run one trial: an attack on some data, undefended and defended.
 
-    Example: `friends run examples/cifar10-transfer.toml`
+    Example: `friends run examples/cifar10-transfer-small.toml`
 
     A run that was stopped, at whatever moment, goes on where it was when the same command is given again.
     """
@@ -153,9 +157,9 @@ def run(
         chosen = read_trial(trial)
         if seed is not None:
             chosen = replace(chosen, seed=seed, name=f"{chosen.name}-{seed}")
-        return _run(chosen, out, device, threads, fresh=fresh)
+        return _run(chosen, out, device, threads, fresh=fresh, download=download)
 
-    _guarded(work, _again("run", trial, seed=seed, out=out))
+    _guarded(work)
 
 
 @app.command()
@@ -165,6 +169,7 @@ def noise(
     model: Annotated[str, typer.Option(help="Proxy network that the noise is made with.")] = "resnet18",
     width: Annotated[int | None, typer.Option(help="Its width [default: as its authors have it].")] = None,
     epochs: Annotated[int, typer.Option(help="Epochs that the proxy is trained for first, with random noise.")] = 5,
+    lr: Annotated[float, typer.Option(help="Its learning rate; the small plain nets want 0.02 or so.")] = 0.1,
     weights: Annotated[
         Path | None, typer.Option(help="A model that a run saved, as the proxy instead of training one.")
     ] = None,
@@ -176,6 +181,7 @@ def noise(
     steps: Annotated[int, typer.Option(help="SGD steps per image.")] = 20,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     size: Annotated[int | None, typer.Option(help="Side to which images of mixed sizes are resized.")] = None,
+    download: Download = False,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -192,30 +198,32 @@ def noise(
         if (Path(data) / "manifest.json").is_file() and out is None:
             _describe(Path(data))
             return
+        if (Path(data) / "manifest.json").is_file():
+            raise ValueError(f"{data} is a store already; name a data set")
         if out is None:
             raise ValueError("say where the store shall be made: friends noise DATA -o STORE")
         from friends.bench.proxy import StoreJob, make_store
         from friends.bench.trial import construct
         from friends.defenses.friends import Friends
 
-        strengths = {"zeta": zeta, "mu": mu, "settings": settings, "def_epoch": 0}
+        strengths = {"zeta": zeta, "mu": mu, "settings": {"base": settings, "steps": steps}, "def_epoch": 0}
         job = StoreJob(
             source=data,
             defense=construct(Friends, strengths, "friends noise"),
-            steps=steps,
             model=model,
             width=width,
             epochs=epochs,
+            lr=lr,
             weights=weights,
             seed=seed,
             size=size,
         )
         where = _device(device, threads)
         with Bars() as bars:
-            make_store(job, out, device=where, progress=bars)
+            make_store(job, out, device=where, download=download, progress=bars)
         _describe(out)
 
-    _guarded(work, "the same command")
+    _guarded(work)
 
 
 def _describe(folder: Path) -> None:
@@ -237,21 +245,24 @@ def _describe(folder: Path) -> None:
     )
 
 
-def _run(trial: Trial, out: Path | None, device: str, threads: int, *, fresh: bool) -> Path:
+def _run(trial: Trial, out: Path | None, device: str, threads: int, *, fresh: bool, download: bool) -> Path:
     """Run a trial with bars; print its table; return the path of its report."""
     import shutil
 
     from friends.bench.run import run_folder, run_trial
+    from friends.data.files import owned
 
     folder = run_folder(trial.name, out)
     if fresh and (folder / "trial.json").exists():
-        shutil.rmtree(folder)
+        with owned(folder):
+            shutil.rmtree(folder)
     if (folder / "record.json").exists():
         console.print(f"[dim]{folder} is finished; --fresh runs it again.[/]")
     elif (folder / "trial.json").exists():
         console.print(f"[dim]resuming {folder}[/]")
     with Bars() as bars:
-        result = run_trial(trial, folder, device=str(_device(device, threads)), progress=bars)
+        where = str(_device(device, threads))
+        result = run_trial(trial, folder, device=where, download=download, progress=bars)
     _show(result, folder)
     return (folder / "report.html").resolve()
 
@@ -282,33 +293,37 @@ def _device(name: str, threads: int) -> torch.device:
     return device
 
 
-def _again(*command: object, seed: int | None, out: Path | None) -> str:
-    """The command that goes on with a run."""
-    parts = ["friends", *map(str, command)]
-    parts += ["--seed", str(seed)] if seed is not None else []
-    parts += ["-o", str(out)] if out is not None else []
-    return shlex.join(parts)
+def _again() -> str:
+    """The command that goes on with what was stopped: the same, without starting afresh."""
+    return shlex.join(["friends", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
 
 
-def _guarded(work: Callable[[], T], again: str) -> T:
+def _guarded(work: Callable[[], T]) -> T:
     """Run a command's work. What the user can mend is one line on stderr; Ctrl-C says how to go on."""
+    again = f"\nstopped; everything finished is kept. To go on: {_again()}"
     try:
-        return work()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return work()
     except KeyboardInterrupt:
-        errors.print(
-            f"\nstopped; everything finished is kept. To go on: {again}", highlight=False, markup=False, soft_wrap=True
-        )
+        errors.print(again, highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    except (
-        ValueError,
-        TypeError,
-        FileNotFoundError,
-        ModuleNotFoundError,
-        PermissionError,
-        FloatingPointError,
-    ) as error:
-        errors.print(f"[red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+        _say("error", "red", error)
         raise typer.Exit(2) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        _say("error", "red", f"the device's memory is full: choose a smaller batch or network ({error})")
+        raise typer.Exit(2) from None
+
+
+def _warn(message: Warning | str, *_where: object) -> None:
+    _say("warning", "yellow", message)
+
+
+def _say(kind: str, colour: str, what: object) -> None:
+    errors.print(f"[{colour}]{kind}:[/] {_escape(str(what))}", highlight=False, soft_wrap=True)
 
 
 def _escape(text: str) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from friends.attacks.base import check_budget, choose_bases, penultimate, rounded, still, wanted_class
+from friends.attacks.base import check_budget, choose_bases, penultimate, place_of, rounded, still, wanted_class
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal
 from friends.models import build
@@ -177,9 +177,9 @@ def test_still_keeps_the_global_random_state_and_switches_autocast_off() -> None
 def test_half_precision_is_refused_because_the_signs_of_its_gradients_are_noise() -> None:
     model = nn.Linear(4, 2).bfloat16()
     with (
-        pytest.raises(TypeError, match=r"'weight' is torch.bfloat16; attacks need float32"),
+        pytest.raises(TypeError, match=r"'weight' is torch.bfloat16; float32 is needed here"),
         still([model], freeze=True),
     ):
         pass
-    with pytest.raises(ValueError, match="the surrogate ReLU has no parameters"), still([nn.ReLU()], freeze=True):
-        pass
+    with pytest.raises(ValueError, match="the surrogate ReLU has no parameters"):
+        place_of(nn.ReLU())

@@ -46,6 +46,7 @@ def timeless(folder: Path) -> dict[str, object]:
         for history in arm["history"]:
             for line in history:
                 del line["seconds"]
+                line.pop("friendly noise seconds", None)
     return record
 
 

@@ -105,7 +105,10 @@ def test_little_is_needed_and_the_rest_is_the_papers() -> None:
         ({"goals": {"count": 0}}, "at least one target"),
         ({"goals": {"true_class": "4", "wanted_class": "4"}}, "wanted as the same class"),
         ({"controls": 100}, "one per target"),
-        ({"name": "../up"}, "cannot"),
+        ({"name": "../up"}, "a trial's name names files"),
+        ({"arms": [{"name": "../../evil", "defenses": []}]}, "an arm's name names files"),
+        ({"pretraining_images": 20}, "pretraining_images is for transfer"),
+        ({"arms": [{"name": "a", "defenses": [{"name": "friends", "settings": "papr"}]}]}, "did you mean 'paper'"),
         ({"data": {}}, "source"),
     ],
 )

@@ -100,3 +100,48 @@ def test_large_memory_is_written_only_when_it_changed(few_digits: LabeledImages,
     assert len({entry for entry in written if entry[0] == "memory-00002.safetensors"}) == 1
     assert {name for name, _ in written} == {"memory-00002.safetensors", "memory-00005.safetensors"}
     assert [p.name for p in tmp_path.glob("memory-*")] == ["memory-00005.safetensors"]
+
+
+class Counter(Defense):
+    """Replaces its tensor every epoch, so that the allocator uses addresses again."""
+
+    def start_epoch(self, run: Run) -> None:
+        run.memory(self)["count"] = run.memory(self).get("count", torch.zeros(1)) + 1
+
+
+@pytest.mark.parametrize("epoch", [3, 6, 8, 10])
+def test_memory_that_is_replaced_is_never_stale_after_a_resume(
+    few_digits: LabeledImages, tmp_path: Path, epoch: int
+) -> None:
+    recipe, defense = replace(RECIPE, epochs=12), Counter()
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def kill(what: str, done: int, total: int, note: str = "", /) -> None:
+        if done == epoch * 5 + 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(
+            few_digits,
+            make,
+            recipe=recipe,
+            defenses=[defense],
+            streams=Streams(0),
+            checkpoint=tmp_path,
+            checkpoint_seconds=0,
+            progress=kill,
+        )
+    fitted = fit(few_digits, make, recipe=recipe, defenses=[defense], streams=Streams(0), checkpoint=tmp_path)
+    assert fitted.memory[0]["count"].item() == 12
+
+
+def test_another_network_is_another_training(few_digits: LabeledImages, tmp_path: Path) -> None:
+    fit(few_digits, make, recipe=RECIPE, streams=Streams(0), checkpoint=tmp_path)
+
+    def other(generator: torch.Generator) -> torch.nn.Module:
+        return build("lenet", shape=(1, 28, 28), classes=3, moments=((0.13,), (0.31,)), generator=generator)
+
+    with pytest.raises(ValueError, match="its initial model is"):
+        fit(few_digits, other, recipe=RECIPE, streams=Streams(0), checkpoint=tmp_path)

@@ -8,9 +8,8 @@ from torch import nn
 
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal
-from friends.models import build
 from friends.training import ABSTAIN, accuracy, confidence, success
-from friends.training.evaluate import penultimate, predict
+from friends.training.evaluate import predict
 
 
 def images(labels: list[int]) -> LabeledImages:
@@ -58,16 +57,3 @@ def test_prediction_in_batches_equals_prediction_at_once() -> None:
 def test_accuracy_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no image"):
         accuracy(answering([]), images([]))
-
-
-def test_penultimate_features_are_what_enters_the_last_linear_layer() -> None:
-    x = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    ours = build("tiny", shape=(1, 28, 28), classes=3, moments=((0.1,), (0.3,)), generator=torch.Generator())
-    foreign = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 3))
-    assert torch.equal(ours.head(penultimate(ours)(x)), ours(x))
-    features = penultimate(foreign)(x)
-    assert torch.equal(foreign[3](features), foreign(x))
-    (gradient,) = torch.autograd.grad(features.sum(), x)
-    assert float(gradient.abs().sum()) > 0
-    with pytest.raises(ValueError, match="no linear layer"):
-        penultimate(nn.Conv2d(1, 1, 1))

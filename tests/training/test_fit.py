@@ -221,3 +221,60 @@ def test_streams_are_named_independent_and_reproducible() -> None:
         Streams(5).child("x")("order", 1),
     ]
     assert all(not torch.equal(a, torch.rand(4, generator=g)) for g in others)
+
+
+def test_the_first_epochs_of_a_recipe_have_its_learning_rates() -> None:
+    whole = RECIPES["scratch"]
+    for epochs in (0, 1, 5, 31, 60, 80):
+        part = whole.first(epochs)
+        assert part.epochs == epochs
+        assert [part.lr_at(e) for e in range(epochs)] == pytest.approx([whole.lr_at(e) for e in range(epochs)])
+    assert whole.first(None) == whole
+
+
+def test_a_model_that_a_hook_put_in_place_is_the_one_that_predicts(few_digits: LabeledImages) -> None:
+    class Swap(Defense):
+        def start_epoch(self, run: Run) -> None:
+            if run.epoch == 1:
+                run.model = maker(few_digits)(torch.Generator().manual_seed(77))
+
+    fitted = fit(few_digits, maker(few_digits), recipe=SHORT, defenses=[Swap()], streams=Streams(0))
+    assert torch.equal(fitted.predictor(few_digits.pixels()), fitted.model(few_digits.pixels()).argmax(1))
+
+
+def test_models_that_return_an_object_with_logits_train_too(few_digits: LabeledImages) -> None:
+    from types import SimpleNamespace
+
+    class Wrapped(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.inner(x))
+
+    plain = fit(few_digits, maker(few_digits), recipe=SHORT, streams=Streams(0))
+    wrapped = fit(few_digits, lambda g: Wrapped(maker(few_digits)(g)), recipe=SHORT, streams=Streams(0))
+    assert torch.equal(plain.predictor(few_digits.pixels()), wrapped.predictor(few_digits.pixels()))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decay": "weight"}, "unknown decay 'weight'; choose one of all, weights"),
+        ({"precision": "bf16"}, "unknown precision 'bf16'"),
+        ({"lr": float("nan")}, "lr > 0 expected"),
+        ({"epochs": -1}, "epochs >= 0"),
+        ({"drops": (1.5,)}, "fractions of the epochs"),
+    ],
+)
+def test_bad_recipes_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**settings)  # type: ignore[arg-type]
+
+
+def test_one_defense_object_listed_twice_is_refused(few_digits: LabeledImages) -> None:
+    defense = Defense()
+    with pytest.raises(ValueError, match="listed twice"):
+        fit(few_digits, maker(few_digits), recipe=SHORT, defenses=[defense, defense], streams=Streams(0))

@@ -291,7 +291,7 @@ def test_an_attack_may_unroll_staggered_surrogates(few_digits: LabeledImages) ->
     assert float(gradient.abs().max()) > 0
 
 
-def test_a_probe_may_be_defended_and_partial(few_digits: LabeledImages) -> None:
+def test_a_probe_may_be_defended_and_partial(few_digits: LabeledImages, tmp_path: Path) -> None:
     sizes: list[int] = []
 
     class Half(Defense):
@@ -302,10 +302,12 @@ def test_a_probe_may_be_defended_and_partial(few_digits: LabeledImages) -> None:
                 def before_training(self, data: LabeledImages, run: Run) -> None:
                     sizes.append(len(data))
 
-            run.probe(keep=keep, epochs=1, defenses=[Count()], name="half")
+            run.probe(keep=keep, epochs=1, defenses=[Count()])
+            run.probe(keep=~keep, epochs=1, defenses=[Count()])
+            run.probe(epochs=2, defenses=[Count()])
 
-    fit(few_digits, make, recipe=RECIPE, defenses=[Half()], streams=Streams(0))
-    assert sizes == [150]
+    fit(few_digits, make, recipe=RECIPE, defenses=[Half()], streams=Streams(0), checkpoint=tmp_path)
+    assert sizes == [150, 150, 300]
 
 
 def test_a_defense_cannot_see_poisons_or_goal() -> None:

@@ -13,11 +13,9 @@ An attack imports what it shares with others from here.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Generator, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 from friends.attacks.crafting import Crafted, Loop, Objective, Start, craft
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
+from friends.modules import logits_of, penultimate, still
 from friends.types import Progress, Streams, silent
 
 __all__ = [
@@ -42,6 +41,7 @@ __all__ = [
     "logits_of",
     "penultimate",
     "place_of",
+    "poison_count",
     "poisoned",
     "rounded",
     "still",
@@ -122,6 +122,11 @@ def check_budget(budget: float) -> None:
         raise ValueError(f"budget is a fraction of the training set in (0, 1], not {budget!r}{hint}")
 
 
+def poison_count(budget: float, n: int) -> int:
+    """How many of ``n`` training images a budget is, rounded up."""
+    return math.ceil(budget * n - 1e-9)  # 0.07 * 100 is a little more than 7 in floating point
+
+
 def choose_bases(train: LabeledImages, wanted: int, budget: float, generator: torch.Generator) -> Int64[Tensor, " p"]:
     """Rows of random training images of class ``wanted``, ascending, without repeats: the images to be poisoned.
 
@@ -133,7 +138,7 @@ def choose_bases(train: LabeledImages, wanted: int, budget: float, generator: to
         ValueError: the class has no image, or fewer than the budget asks for.
     """
     of_class = (train.y.cpu() == wanted).nonzero().flatten()
-    count = math.ceil(budget * len(train) - 1e-9)  # 0.07 * 100 is a little more than 7 in floating point
+    count = poison_count(budget, len(train))
     name = train.classes[wanted]
     if len(of_class) == 0:
         raise ValueError(f"class {name!r} has no image in {train.name}: there is nothing to poison")
@@ -184,44 +189,6 @@ def poisoned(
     return PoisonedDataset(LabeledImages(x, train.y.clone(), train.classes, train.name), rows, goal, recipe)
 
 
-@contextlib.contextmanager
-def still(models: Sequence[nn.Module], *, freeze: bool) -> Generator[None, None, None]:
-    """Hold surrogates still: eval mode, full precision, the global random state kept; everything is put back.
-
-    Eval mode is essential: batch statistics of a few perturbed images of one class are not those of a victim, and
-    running statistics would drift. Dropout is off, where the original leaves it on.
-
-    Args:
-        freeze: whether the parameters need no gradient, which saves half of the work where only pixels do.
-
-    Raises:
-        TypeError: a parameter is of lower precision than float32, in which the gradients' signs are noise.
-    """
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    trained = [p for model in models for p in model.parameters() if p.requires_grad] if freeze else []
-    for model in models:
-        for name, parameter in model.named_parameters():
-            if parameter.dtype in (torch.float16, torch.bfloat16):
-                raise TypeError(f"parameter {name!r} is {parameter.dtype}; attacks need float32: pass model.float()")
-    device = place_of(models[0]).device
-    try:
-        for model in models:
-            model.eval()
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            torch.autocast(device.type, enabled=False),
-            torch.enable_grad(),
-        ):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
 def place_of(model: nn.Module) -> Tensor:
     """A tensor on the device and of the precision at which a model works: its first parameter.
 
@@ -231,39 +198,3 @@ def place_of(model: nn.Module) -> Tensor:
     for parameter in model.parameters():
         return parameter
     raise ValueError(f"the surrogate {type(model).__name__} has no parameters: there is nothing to attack")
-
-
-def logits_of(model: nn.Module, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-    """The logits of a model that returns them, or an object with ``.logits``."""
-    out = model(x)
-    return getattr(out, "logits", out)
-
-
-def penultimate(model: nn.Module, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-    """The features that a model's last linear layer sees, differentiable with respect to ``x``.
-
-    They are ``model.features(x)`` where that is a method; otherwise the input of the linear layer that ran last. (In
-    torchvision's AlexNet and VGG ``features`` is a stage of the network and not its penultimate layer.)
-
-    Raises:
-        ValueError: the model has neither.
-    """
-    method = getattr(model, "features", None)
-    if callable(method) and not isinstance(method, nn.Module):
-        return cast(Tensor, method(x))
-    seen: list[Tensor] = []
-
-    def remember(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[:] = inputs[:1]
-
-    hooks = [m.register_forward_pre_hook(remember) for m in model.modules() if isinstance(m, nn.Linear)]
-    try:
-        model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not seen:
-        raise ValueError(
-            f"{type(model).__name__} ran no nn.Linear and has no method features(x): it has no penultimate features"
-        )
-    return seen[0]

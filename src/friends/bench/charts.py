@@ -108,7 +108,7 @@ def _round_step(span: float, pieces: int) -> int:
 
 
 def _grey_ticks(reach: int) -> tuple[tuple[float, str], ...]:
-    return tuple((level, f"{level:+d}/255" if level else "0") for level in (-reach, 0, reach))
+    return tuple((level, f"{level:+d}/255".replace("-", "−") if level else "0") for level in (-reach, 0, reach))
 
 
 def _frame(x: Axis, y: Axis) -> Markup:

@@ -35,7 +35,8 @@ class Exhibit:
 
     Raises:
         TypeError: a tensor has the wrong type.
-        ValueError: shapes do not fit each other, there is no poison, or a strength is outside [0, 1].
+        ValueError: shapes do not fit each other, there is no poison, or a strength is outside [0, 1], or the
+            friendly noise is stronger than ``zeta``.
     """
 
     target: UInt8[Tensor, "c h w"]
@@ -64,6 +65,9 @@ class Exhibit:
         _check("histogram", self.histogram, (GREY_LEVELS,), torch.int64)
         if not (0 <= self.zeta <= 1 and 0 <= self.mu <= 1) or self.goal < 0:
             raise ValueError(f"zeta and mu are in [0, 1] and goal >= 0, not {self.zeta}, {self.mu} and {self.goal}")
+        strongest = 0 if self.friendly is None else int(self.friendly.to(torch.int16).abs().max())
+        if strongest > round(255 * self.zeta):
+            raise ValueError(f"friendly noise of {strongest}/255 is stronger than zeta = {255 * self.zeta:g}/255")
 
     def save(self, path: Path) -> None:
         """Write the pictures as one safetensors file; atomic."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from friends import models
-from friends.attacks.base import Surrogate
+from friends.attacks.base import Surrogate, poison_count
 from friends.bench.trial import Trial
 from friends.data import sources
 from friends.data.files import write_json
@@ -34,12 +34,14 @@ class Lab:
         out: the folder; trainings in progress are in ``work/`` below it.
         device: where data, networks and training are.
         progress: told how far every step is.
+        download: whether a public data set that is not here may be fetched from its home.
     """
 
     trial: Trial
     out: Path
     device: torch.device
     progress: Progress = silent
+    download: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -61,8 +63,7 @@ class Lab:
     def data(self) -> tuple[LabeledImages, LabeledImages, LabeledImages]:
         """What victims train on, what they are tested on, and what networks are pretrained on."""
         trial, spec = self.trial, self.trial.data
-        self.progress("data", 0, 1, spec.source)
-        whole, test = sources.load(spec.source, size=spec.size)
+        whole, test = sources.load(spec.source, size=spec.size, download=self.download, progress=self.progress)
         wanted = spec.train
         if trial.pretraining_images is not None:
             wanted = max(trial.pretraining_images, spec.train or 0)
@@ -77,7 +78,6 @@ class Lab:
         train = pool
         if spec.train is not None and spec.train < len(pool):
             train = pool.sample(spec.train, self.streams("data", "train"))
-        self.progress("data", 1, 1, spec.source)
         return train.to(self.device), test.to(self.device), pool.to(self.device)
 
     def check(self) -> None:
@@ -88,15 +88,33 @@ class Lab:
         for name in (self.trial.goals.true_class, self.trial.goals.wanted_class):
             if name is not None and name not in train.classes:
                 raise ValueError(f"goals name class {name!r}; the classes are {', '.join(train.classes)}")
+        budget = getattr(self.trial.attack, "budget", None)
+        if budget is not None:
+            self._check_budget(poison_count(budget, len(train)))
         epochs = self.trial.recipe.epochs
         for arm in self.trial.arms:
             for defense in arm.defenses:
+                if isinstance(defense, Friends) and defense.store is not None:
+                    raise ValueError(
+                        f"arm {arm.name!r}: a store fits the images that it was made for, but a trial makes its "
+                        "poisoned images itself; use a store with fit(), or leave it out"
+                    )
                 if isinstance(defense, Friends) and defense.zeta > 0 and defense.def_epoch >= epochs:
                     raise ValueError(
                         f"arm {arm.name!r}: friendly noise would be made at epoch {defense.def_epoch}, but the recipe "
                         f"has {epochs} epochs"
                     )
         self.build(torch.Generator())  # an unknown network, or one that does not fit the images
+
+    def _check_budget(self, count: int) -> None:
+        """Refuse more poisons than the smallest class that may be poisoned has images."""
+        train, wanted = self.data[0], self.trial.goals.wanted_class
+        sizes = torch.bincount(train.y.cpu(), minlength=len(train.classes)).tolist()
+        for name, size in zip(train.classes, sizes, strict=True):
+            if count > size and wanted in (None, name):
+                raise ValueError(
+                    f"the attack's budget is {count} poisons, but class {name!r} has only {size} training images"
+                )
 
     def fit(
         self,
@@ -184,7 +202,7 @@ class Lab:
     ) -> nn.Module:
         scratch = self.trial.scenario == "scratch"
         recipe = self.trial.recipe if scratch else self.trial.pretraining
-        recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
+        recipe = recipe.first(epochs)
         streams = self.streams.child("surrogate", family, index)
         name = f"surrogate-{family}-{index}"
         if start is not None:

@@ -77,7 +77,7 @@ def _noise(title: str, caption: str, grey: Int16[Tensor, "k c h w"]) -> Strip:
     if reach == 0:
         caption = f"{caption}: there is none, all is mid-grey."
     else:
-        caption = f"{caption}: mid-grey is 0, black to white is ±{reach}/255, {127.5 / reach:.3g} times enlarged."
+        caption = f"{caption}: mid-grey is 0, black to white is ±{reach}/255 (×{127.5 / reach:.2g})."
     stretched = (127.5 + grey.float() * (127.5 / max(1, reach))).round().to(torch.uint8)
     return Strip(title, caption, _each(stretched, lambda i: f"{title} of image {i + 1}, at most {reach}/255"))
 

@@ -6,6 +6,10 @@ Algorithm 2), and Table 6, where the noise of one architecture protects another.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +18,14 @@ from torch import nn
 
 from friends import models
 from friends.data import sources
+from friends.data.files import owned
 from friends.data.images import LabeledImages
 from friends.defenses.friends import Friends
 from friends.models.saved import load
+from friends.noise.grey import grey_limit
+from friends.noise.manifest import NAME
 from friends.noise.store import NoiseStore
+from friends.training.evaluate import accuracy
 from friends.training.fit import RECIPES, fit
 from friends.types import Progress, Streams, silent
 
@@ -28,10 +36,9 @@ class StoreJob:
 
     Args:
         source: the data set, as ``friends.data.sources.load`` takes it; its training part gets noise.
-        defense: bound, settings and the random noise that the proxy is trained with.
-        steps: SGD steps per image.
+        defense: bound and settings of the noise, and the random noise that the proxy is trained with.
         model: the proxy network's name, and ``width`` its width.
-        epochs: how long the proxy is trained.
+        epochs: how long the proxy is trained, at learning rate ``lr``.
         weights: a saved model to use as the proxy, instead of training one.
         seed: everything random follows from it.
         size: side to which images of mixed sizes are resized.
@@ -39,34 +46,51 @@ class StoreJob:
 
     source: str
     defense: Friends
-    steps: int = 20
     model: str = "resnet18"
     width: int | None = None
     epochs: int = 5
+    lr: float = 0.1
     weights: Path | None = None
     seed: int = 0
     size: int | None = None
 
 
 def make_store(
-    job: StoreJob, out: Path, *, device: torch.device | str = "cpu", progress: Progress = silent
+    job: StoreJob,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    download: bool = False,
+    progress: Progress = silent,
 ) -> NoiseStore:
     """Make a store, or what is missing of it: the proxy resumes by epoch, the noise by shard.
 
+    While it is under way the proxy's training is in a hidden folder beside ``out``.
+
     Raises:
-        ValueError: the data, the proxy's weights or an existing store in ``out`` do not fit; says what and why.
+        ValueError: the settings, the data, the proxy's weights or an existing folder do not fit; says what and why,
+            before the proxy is trained.
     """
-    progress("data", 0, 1, job.source)
-    train = sources.load(job.source, size=job.size)[0].to(device)
-    progress("data", 1, 1, job.source)
-    proxy, name = _proxy(job, train, out, progress)
-    settings = replace(job.defense.settings, zeta=job.defense.zeta, steps=job.steps)
-    return NoiseStore.generate(
-        proxy.to(device), train, out, settings=settings, seed=job.seed, proxy=name, progress=progress
-    )
+    out = Path(os.path.abspath(out))
+    settings = replace(job.defense.settings, zeta=job.defense.zeta)
+    grey_limit(settings.zeta)
+    if job.epochs < 0:
+        raise ValueError(f"epochs is a number >= 0, not {job.epochs}")
+    if out.exists() and not (out / NAME).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty and no noise store; choose another folder")
+    train = sources.load(job.source, size=job.size, download=download, progress=progress)[0].to(device)
+    work = out.with_name(f".{out.name}.proxy-{hashlib.sha256(repr(job).encode()).hexdigest()[:8]}")
+    work.mkdir(parents=True, exist_ok=True)
+    with owned(work):
+        proxy, name = _proxy(job, train, work, progress)
+        store = NoiseStore.generate(
+            proxy.to(device), train, out, settings=settings, seed=job.seed, proxy=name, progress=progress
+        )
+    shutil.rmtree(work, ignore_errors=True)
+    return store
 
 
-def _proxy(job: StoreJob, train: LabeledImages, out: Path, progress: Progress) -> tuple[nn.Module, str]:
+def _proxy(job: StoreJob, train: LabeledImages, work: Path, progress: Progress) -> tuple[nn.Module, str]:
     """The network that the noise is made with, and what the store calls it."""
     if job.weights is not None:
         model, name = load(job.weights)
@@ -84,14 +108,23 @@ def _proxy(job: StoreJob, train: LabeledImages, out: Path, progress: Progress) -
             generator=generator,
         )
 
+    recipe = replace(RECIPES["scratch"], lr=job.lr).first(job.epochs)  # the first epochs of a long training
     fitted = fit(
         train,
         make,
-        recipe=replace(RECIPES["scratch"], epochs=job.epochs, drops=()),  # the first epochs of a long training
+        recipe=recipe,
         defenses=[replace(job.defense, zeta=0.0)],  # random noise only
         streams=Streams(job.seed).child("proxy"),
-        checkpoint=out.with_name(f".{out.name}.proxy"),
+        checkpoint=work,
         progress=progress,
         what="proxy",
     )
-    return fitted.model, f"{job.model}{f'-w{job.width}' if job.width else ''}, {job.epochs} epochs"
+    right = accuracy(fitted.predictor, train).strict
+    if job.epochs > 0 and right < 2 / len(train.classes):
+        warnings.warn(
+            f"the proxy is right on only {100 * right:.0f} % of its training images: its noise cannot know what "
+            f"matters in them. Train it longer, or with another learning rate than {job.lr:g}.",
+            stacklevel=2,
+        )
+    width = "" if job.width is None else f" of width {job.width}"
+    return fitted.model, f"{job.model}{width}, {job.epochs} epochs, right on {100 * right:.0f} % of these images"

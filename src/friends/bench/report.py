@@ -7,6 +7,7 @@ both, because class names come from data that nobody can trust.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from typing import cast
 
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
+from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
@@ -131,15 +133,19 @@ def caveats(report: Report) -> list[str]:
         if arm.abstained
     ]
     if report.scaled_down:
-        found.append(f"Scaled down: {report.scaled_down}")
+        found.append(f"Scaled down: {report.scaled_down.rstrip('. ')}.")
     return found
 
 
 def summary_table(report: Report) -> Table:
-    """The arms as a table for the terminal."""
-    table = Table(title=Text(f"{report.name} ({report.key})"), caption=Text(headline(report)), title_justify="left")
-    table.add_column("arm")
-    for column in ("success", "95 % interval", "p", "accuracy", "confidence", "seconds", "time"):
+    """The arms as a table for a terminal of 80 columns, with the summary below; print the headline above it."""
+    title, caption = Text(f"{report.name} ({report.key})"), Text(summary(report))
+    table = Table(
+        title=title, caption=caption, title_justify="left", caption_justify="left",
+        box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True,
+    )  # fmt: skip
+    table.add_column("arm", min_width=9)
+    for column in ("success", "95 %", "p", "accuracy", "conf.", "seconds", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in _rows(report):
         cells = (row.label, row.success, row.interval, row.p, row.accuracy, row.confidence, row.seconds, row.times)
@@ -172,11 +178,12 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """One arm of the main table, as text."""
+    """One arm of the main table, as text; the leading ones are also shown large, under the headline."""
 
     label: str
     role: str
     colour: str
+    leading: bool
     success: str
     interval: str
     bar: Markup
@@ -253,7 +260,8 @@ def _of(arm: Arm) -> str:
 
 def _points(change: float) -> str:
     """A change of a percentage, with a true minus sign."""
-    return f"{100 * change:+.1f} points".replace("-", "−")
+    number = f"{100 * change:+.1f}" if abs(100 * change) >= 0.05 else "±0.0"
+    return f"{number}\u00a0points".replace("-", "−")
 
 
 def _p_value(p: float) -> str:
@@ -262,10 +270,14 @@ def _p_value(p: float) -> str:
 
 def _rows(report: Report) -> list[_Row]:
     bare, colours = report.arm(UNDEFENDED), _colours(report)
-    return [_row(arm, None if arm is bare else bare, colours[arm.name]) for arm in _ordered(report)]
+    leading = {arm.name for arm in (bare, _principal(report), report.arm(CLEAN)) if arm}
+    return [
+        _row(arm, None if arm is bare else bare, colours[arm.name], leading=arm.name in leading)
+        for arm in _ordered(report)
+    ]
 
 
-def _row(arm: Arm, bare: Arm | None, colour: str) -> _Row:
+def _row(arm: Arm, bare: Arm | None, colour: str, *, leading: bool) -> _Row:
     low, high = arm.interval
     interval = f"{100 * low:.0f}–{100 * high:.0f}\u202f%"
     base = bare.seconds_per_model if bare else arm.seconds_per_model if arm.name == UNDEFENDED else 0.0
@@ -273,6 +285,7 @@ def _row(arm: Arm, bare: Arm | None, colour: str) -> _Row:
         label=label(arm.name),
         role={UNDEFENDED: "poisoned data, no defense", CLEAN: "the data before the attack"}.get(arm.name, ""),
         colour=colour,
+        leading=leading,
         success=f"{arm.successes}/{arm.n}",
         interval=interval,
         bar=interval_bar(arm.rate, low, high, colour, f"{percent(arm.rate)}, 95 % interval {interval}"),
@@ -281,9 +294,9 @@ def _row(arm: Arm, bare: Arm | None, colour: str) -> _Row:
         change=_points(arm.accuracy - bare.accuracy) if bare else "",
         confidence=f"{sum(arm.confidence) / len(arm.confidence):.2f}",
         seconds=f"{arm.seconds:,.1f}",
-        times=f"{arm.seconds_per_model / base:.3g}\u202f×" if base else "–",
+        times=f"{arm.seconds_per_model / base:.1f}\u202f×" if base else "–",
         n=arm.n,
-        defenses=arm.defenses,
+        defenses=tuple(_in_255ths(defense) for defense in arm.defenses),
         notes=arm.notes,
     )
 
@@ -292,7 +305,11 @@ def _goal_rows(report: Report) -> list[dict[str, object]]:
     """Per goal, its names and for every arm whether it was taken over and how sure the model is."""
     arms = _ordered(report)
     return [
-        {**goal, "outcomes": [(arm.succeeded[i], f"{arm.confidence[i]:.2f}") for arm in arms]}
+        {
+            **goal,
+            "told": f"{goal['y_true']} → {goal['y_wanted']}" in str(goal["name"]),
+            "outcomes": [(arm.succeeded[i], f"{arm.confidence[i]:.2f}") for arm in arms],
+        }
         for i, goal in enumerate(report.goals)
     ]
 
@@ -300,7 +317,7 @@ def _goal_rows(report: Report) -> list[dict[str, object]]:
 def _gallery(report: Report, exhibit: Exhibit) -> _Gallery:
     chart, words = None, ""
     counts = exhibit.histogram
-    if counts is not None and int(counts.sum()) > 0:
+    if counts is not None and int(counts.sum()) > 0 and exhibit.zeta > 0:
         zeta, middle, total = round(255 * exhibit.zeta), GREY_LEVELS // 2, int(counts.sum())
         low, none, high = (int(counts[middle + level]) / total for level in (-zeta, 0, zeta))
         words = (
@@ -379,18 +396,27 @@ def _accuracy_chart(report: Report) -> _Overlay | None:
 
 def _settings(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     """Everything that was set or measured, as titled lists of names and values."""
-    run: dict[str, object] = {"started": report.started, "seed": report.seed, "key": report.key}
+    started = f"{report.started[:16].replace('T', ' ')} UTC"
+    run: dict[str, object] = {"started": started, "seed": report.seed, "key": report.key}
     run |= {"device": report.device, "threads": report.threads, "commit": report.commit or "not a checkout"}
     times = [(stage, duration(seconds)) for stage, seconds in report.seconds.items()]
     return [
-        ("Data", facts(report.data)),
+        ("Data", facts({**report.data, "fingerprint": str(report.data.get("fingerprint", ""))[:16]})),
         ("Model", facts({**report.model, "scenario": report.scenario})),
-        ("Attack", facts(report.attack)),
+        ("Attack", facts(_attack(report.attack))),
         ("Run", facts(run)),
         ("Wall time by stage", times),
         ("Versions", facts(report.versions)),
         ("All settings of the trial", facts(report.trial)),
     ]
+
+
+def _attack(attack: Mapping[str, object]) -> dict[str, object]:
+    """The attack with its settings beside its name, each once; ``is``, the class, is the name again."""
+    inner = attack.get("settings")
+    settings = cast("dict[str, object]", inner) if isinstance(inner, dict) else {}
+    outer = {name: value for name, value in attack.items() if name != "settings"}
+    return {**outer, **{name: value for name, value in settings.items() if name not in outer and name != "is"}}
 
 
 def facts(values: Mapping[str, object], above: str = "") -> list[tuple[str, str]]:
@@ -421,6 +447,12 @@ def _setting(name: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) and name in ("train", "test", "parameters") else str(value)
+
+
+def _in_255ths(text: str) -> str:
+    """A repr in which strengths read as everybody quotes them: ``zeta=16/255``."""
+    found = rf"\b({'|'.join(sorted(STRENGTHS))})=(\d+\.\d+(?:e-\d+)?)"
+    return re.sub(found, lambda match: f"{match[1]}={_setting(match[1], float(match[2]))}", text)
 
 
 @cache

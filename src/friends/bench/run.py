@@ -36,16 +36,20 @@ from friends.data.poisoned import Goal
 from friends.training.evaluate import predict
 from friends.types import Progress, silent
 
+NOISE = "friendly noise seconds"
 UNDEFENDED = ArmSpec(name="undefended")
 
 
-def run_trial(trial: Trial, out: Path, *, device: str = "cpu", progress: Progress = silent) -> Report:
+def run_trial(
+    trial: Trial, out: Path, *, device: str = "cpu", download: bool = False, progress: Progress = silent
+) -> Report:
     """Run a trial, or what is left of it, and write its record and report.
 
     Args:
         trial: what to run.
         out: folder of the run; made if needed, resumed if it holds the same trial.
         device: ``"cpu"``, ``"cuda"``, ...
+        download: whether a public data set that is not here may be fetched from its home.
         progress: told how far every step is.
 
     Returns:
@@ -58,16 +62,15 @@ def run_trial(trial: Trial, out: Path, *, device: str = "cpu", progress: Progres
     """
     _claim(trial, out)
     with owned(out):
-        return _run(trial, out, device, progress)
+        return _run(Lab(trial, out, torch.device(device), progress, download))
 
 
-def _run(trial: Trial, out: Path, device: str, progress: Progress) -> Report:
-    started = datetime.datetime.now(datetime.timezone.utc)
+def _run(lab: Lab) -> Report:
+    trial, out, progress = lab.trial, lab.out, lab.progress
     if (out / "record.json").exists():  # finished before: nothing to train, but the page may be of an older version
         result = Report.read(out / "record.json")
         report.render(result, exhibit_of(out), out / "report.html")
         return result
-    lab = Lab(trial, out, torch.device(device), progress)
     lab.check()
     goals = _goals(lab)
     arms = (UNDEFENDED, *trial.arms)
@@ -84,7 +87,7 @@ def _run(trial: Trial, out: Path, device: str, progress: Progress) -> Report:
         progress("trial", done, total, f"clean model {c + 1}/{trial.controls}")
         rows["clean"].append(control(lab, c, goals[c :: trial.controls]))
         done += 1
-    result = _report(lab, goals, rows, started)
+    result = _report(lab, goals, rows)
     report.render(result, exhibit_of(out), out / "report.html")
     result.write(out / "record.json")
     shutil.rmtree(out / "work", ignore_errors=True)
@@ -107,9 +110,10 @@ def _claim(trial: Trial, out: Path) -> None:
     """Make the folder this trial's, or refuse it."""
     file = out / "trial.json"
     if not file.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(not f.name.endswith(".tmp") for f in out.iterdir())):
             raise ValueError(f"{out} holds something else: choose another folder with --out")
-        write_json(file, {"key": trial.key(), "name": trial.name, "settings": trial.settings()})
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        write_json(file, {"key": trial.key(), "name": trial.name, "started": now, "settings": trial.settings()})
         return
     theirs = json.loads(file.read_text(encoding="utf-8"))
     if theirs["key"] != trial.key():
@@ -136,7 +140,7 @@ def _goals(lab: Lab) -> list[Goal]:
     return choose_goals(lab.trial.goals, test, lab.streams, right)
 
 
-def _report(lab: Lab, goals: list[Goal], rows: dict[str, list[dict[str, Any]]], started: datetime.datetime) -> Report:
+def _report(lab: Lab, goals: list[Goal], rows: dict[str, list[dict[str, Any]]]) -> Report:
     """Gather the outcomes of all victims into one record."""
     trial, attack = lab.trial, lab.trial.attack
     train, test, pool = lab.data
@@ -186,7 +190,7 @@ def _report(lab: Lab, goals: list[Goal], rows: dict[str, list[dict[str, Any]]], 
         commit=commit(),
         device=device_name(lab.device),
         threads=torch.get_num_threads(),
-        started=started.isoformat(timespec="seconds"),
+        started=json.loads((lab.out / "trial.json").read_text(encoding="utf-8"))["started"],
         seconds=_times(lab.seconds, rows),
     )
 
@@ -233,4 +237,7 @@ def _times(seconds: dict[str, float], rows: dict[str, list[dict[str, Any]]]) -> 
     for name, some in rows.items():
         if some:
             times[f"training {name}, mean per model"] = sum(float(row["seconds"]) for row in some) / len(some)
+            noise = [line[NOISE] for row in some for line in row["history"] if NOISE in line]
+            if noise:
+                times[f"friendly noise of {name}, mean per model"] = sum(noise) / len(noise)
     return times

@@ -78,14 +78,14 @@ def page(reports: Sequence[Report]) -> str:
     """The table with what a reader must know of the runs behind it."""
     first = reports[0]
     attack = first.attack
-    xi, budget = float(str(attack["xi"])), float(str(attack["budget"]))
+    xi = "unbounded" if attack["xi"] is None else f"{float(str(attack['xi'])) * 255:g}/255"
     lines = [
         f"# {attack['name']}, {first.scenario}, {first.data['name']}",
         "",
         f"{len(reports)} seeds ({', '.join(str(r.seed) for r in reports)}), {len(first.goals)} targets each; "
         f"{first.model['name']} with {int(str(first.model['parameters'])):,} parameters; "
         f"{int(str(first.data['train'])):,} training images of {len(list(_texts(first.data['classes'])))} classes "
-        f"({', '.join(_texts(first.data['classes']))}); xi = {xi * 255:g}/255, budget {100 * budget:g} % = "
+        f"({', '.join(_texts(first.data['classes']))}); xi = {xi}, "
         f"{attack['poisons']} poisons.",
         *([f"\nScaled down: {first.scaled_down}."] if first.scaled_down else []),
         "",

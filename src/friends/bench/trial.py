@@ -88,6 +88,9 @@ class ArmSpec:
     name: str
     defenses: tuple[Defense, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_file_name("an arm's name", self.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -101,8 +104,8 @@ class Trial:
         arms: the defended ways; ``undefended`` is always there and comes first.
         recipe: how victims (and, from scratch, surrogates) are trained.
         pretraining: how the network of a transfer or fine-tuning scenario is pretrained, on clean data.
-        pretraining_images: how many images for that; the first ``data.train`` of them are what victims train on.
-            By default exactly those.
+        pretraining_images: how many images for that; ``data.train`` of them, a balanced draw, are what victims train
+            on. By default exactly those.
         batchnorm: in transfer, ``"running"`` keeps the frozen features fixed, ``"batch"`` lets batch statistics
             drift as in the code released with the paper.
         controls: how many models are trained on clean data, for the rate at which targets are hit with no poison.
@@ -127,8 +130,10 @@ class Trial:
     scaled_down: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name or any(c in self.name for c in "/\\") or self.name.startswith("."):
-            raise ValueError(f"a trial's name names a folder; {self.name!r} cannot")
+        _check_file_name("a trial's name", self.name)
+        if self.pretraining_images is not None and (self.scenario == "scratch" or self.data.train is None):
+            raise ValueError("pretraining_images is for transfer and finetune, where data.train says how many of them "
+                             "the victims train on")  # fmt: skip
         names = ["undefended", "clean", *(arm.name for arm in self.arms)]
         if len(set(names)) != len(names):
             raise ValueError(f"two arms have the same name: {', '.join(names)}")
@@ -142,8 +147,14 @@ class Trial:
         return plain
 
     def key(self) -> str:
-        """A hash of everything that decides the result; trials that differ in any setting differ in it."""
+        """A hash of all settings. What is read from elsewhere, data and stores, is in it by path alone."""
         return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_file_name(what: str, name: str) -> None:
+    """Raise ``ValueError`` unless ``name`` is a plain file name: it becomes part of a path."""
+    if not name or name.startswith(".") or any(not (c.isalnum() or c in "-_.+ ") for c in name):
+        raise ValueError(f"{what} names files: letters, digits, '-', '_', '+' and '.', not {name!r}")
 
 
 def plain_value(value: object) -> object:
@@ -267,15 +278,19 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_convert(args[0], item, where) for item in cast("list[Any]", value))
     if hint is FriendlySettings and isinstance(value, str):
-        if value not in _FRIENDLY:
-            raise ValueError(_unknown(f"{where}", value, _FRIENDLY))
-        return _FRIENDLY[value]
+        return _friendly(value, where)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         table = dict(cast("Mapping[str, Any]", value))
-        base = _FRIENDLY.get(str(table.pop("base", ""))) if hint is FriendlySettings else None
+        base = _friendly(str(table.pop("base", "released")), where) if hint is FriendlySettings else None
         start = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} if base else {}
         return construct(cast(type, hint), {**start, **table}, where)
     return _scalar(hint, value, where)
+
+
+def _friendly(name: str, where: str) -> FriendlySettings:
+    if name not in _FRIENDLY:
+        raise ValueError(f"{where}: {_unknown('setting', name, _FRIENDLY)}")
+    return _FRIENDLY[name]
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from friends import models
+from friends.attacks.base import Attack, poison_count
 from friends.bench.exhibit import Exhibit
 from friends.bench.lab import Lab
 from friends.bench.trial import ArmSpec
 from friends.data.files import write_json
+from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
 from friends.defenses.friends import Friends
 from friends.models.saved import save
@@ -34,18 +36,26 @@ def poisons(lab: Lab, g: int, goal: Goal) -> PoisonedDataset:
     file = lab.out / "poisons" / f"goal-{g:03d}.safetensors"
     if file.exists():
         poisoned = PoisonedDataset.load(file, train)
-        poisoned.check(train, xi=getattr(attack, "xi", None))
+        _check(poisoned, train, attack)
         return poisoned
     surrogate = lab.surrogate_of(g)
-    surrogate(train)  # trained now, so that its time is its own and not that of the crafting
+    for index in range(getattr(attack, "surrogates", 1)):
+        surrogate(train, index=index)  # trained now, so that its time is its own and not that of the crafting
     clock = time.perf_counter()
     streams = lab.streams.child("attack", g)
     poisoned = attack(train, goal, surrogate=surrogate, streams=streams, progress=lab.progress)
     seconds = time.perf_counter() - clock
-    poisoned.check(train, xi=getattr(attack, "xi", None))
+    _check(poisoned, train, attack)
     lab.took(f"crafting {g:03d}", seconds)
     poisoned.save(file)
     return poisoned
+
+
+def _check(poisoned: PoisonedDataset, train: LabeledImages, attack: Attack) -> None:
+    """Refuse a set that breaks the bound or the budget that its attack claims."""
+    budget = getattr(attack, "budget", None)
+    count = None if budget is None else poison_count(budget, len(train))
+    poisoned.check(train, xi=getattr(attack, "xi", None), budget=count)
 
 
 def victim(lab: Lab, g: int, goal: Goal, arm: ArmSpec, poisoned: PoisonedDataset) -> dict[str, Any]:
@@ -132,6 +142,8 @@ def _keep_exhibit(lab: Lab, poisoned: PoisonedDataset, arm: ArmSpec, fitted: Fit
     place = next((i for i, d in enumerate(arm.defenses) if isinstance(d, Friends)), None)
     if file.exists() and (place is None or Exhibit.load(file).friendly is not None):
         return
+    if lab.data[0].shape[0] not in (1, 3):
+        return  # there is no picture of other numbers of channels
     rows = poisoned.poison_idx[:SHOWN].cpu()
     friendly: Tensor | None = None
     histogram: Tensor | None = None
@@ -143,7 +155,8 @@ def _keep_exhibit(lab: Lab, poisoned: PoisonedDataset, arm: ArmSpec, fitted: Fit
         whole = fitted.memory[place].get("friendly")
         if whole is not None:
             friendly = whole[rows.to(whole.device)].cpu()
-            histogram = torch.bincount(whole.flatten().cpu().long() + 255, minlength=511)
+            parts = [torch.bincount(part.flatten().cpu().int() + 255, minlength=511) for part in whole.split(4096)]
+            histogram = torch.stack(parts).sum(0)
         draw = random_noise(
             poisoned.train.x[rows.to(lab.device)].cpu() / 255, defense.random, mu, lab.streams("exhibit")
         )

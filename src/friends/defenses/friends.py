@@ -13,8 +13,8 @@ plus noise a byte image. Like the released code, random noise is on from the fir
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
@@ -68,9 +68,14 @@ class Friends(Defense):
             raise ValueError(f"friendly noise would be made at epoch {self.def_epoch}, but training ends after "
                              f"{run.epochs}: lower def_epoch")  # fmt: skip
         if self.store is not None:
-            store = NoiseStore.load(Path(self.store))
-            store.check_zeta(self.zeta)
-            store.check(data)
+            self._load(data)
+
+    def _load(self, data: LabeledImages) -> NoiseStore:
+        """The store, after making sure that it is of these images and this bound."""
+        store = NoiseStore.load(str(self.store))
+        store.check_zeta(self.zeta)
+        store.check(data)
+        return store
 
     def start_epoch(self, run: Run) -> None:
         """Make the friendly noise of the whole data set, or load it, once."""
@@ -78,8 +83,9 @@ class Friends(Defense):
         if self.zeta == 0 or run.epoch < self.def_epoch or "friendly" in kept:
             return
         if self.store is not None:
-            kept["friendly"] = NoiseStore.load(Path(self.store)).tensor(run.device)
+            kept["friendly"] = self._load(run.data).tensor(run.device)
             return
+        clock = time.perf_counter()
         kept["friendly"] = grey_noise(
             run.model,
             run.data.x,
@@ -88,6 +94,9 @@ class Friends(Defense):
             seed=run.streams.integer("friendly"),
             progress=run.progress,
         )
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)
+        run.remarks["friendly noise seconds"] = time.perf_counter() - clock
 
     def pixels(self, x: Float[Tensor, "b c h w"], idx: Int64[Tensor, " b"], run: Run) -> Float[Tensor, "b c h w"]:
         """Add both noises to a batch."""

@@ -27,8 +27,7 @@ not computed.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -36,6 +35,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from friends.modules import logits_of, still
 from friends.noise.random import check_strength
 
 Norm = Literal["l2", "l1", "linf", "msq"]
@@ -152,7 +152,7 @@ def friendly_noise(
         raise ValueError(f"initial noise is {tuple(initial.shape)}, the images are {tuple(x.shape)}")
     if len(x) == 0 or chosen.zeta == 0:
         return torch.zeros_like(x)
-    with still(model, x.device):
+    with still([model], freeze=True, device=x.device):
         return _optimise(lambda z: logits_of(model, z), x, initial.to(x), chosen)
 
 
@@ -203,52 +203,6 @@ def _size(e: Tensor, norm: Norm) -> Float[Tensor, " b"]:
     if norm == "linf":
         return flat.abs().amax(1)
     return torch.linalg.vector_norm(flat, dim=1)
-
-
-def logits_of(model: nn.Module, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-    """The logits of a model that returns them, or an object with ``.logits``.
-
-    Raises:
-        ValueError: what came back is no tensor of shape ``(b, k)`` with k >= 1.
-    """
-    out = model(x)
-    out = getattr(out, "logits", out)
-    if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != x.shape[0]:
-        what = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"the model must return logits (b, k) for {x.shape[0]} images, not {what}")
-    return out
-
-
-@contextlib.contextmanager
-def still(model: nn.Module, device: torch.device) -> Generator[None]:
-    """Hold a model still: eval mode, frozen parameters, full precision, and the global random state kept.
-
-    Everything is put back on the way out, on errors too.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            raise TypeError(
-                f"parameter {name!r} is {parameter.dtype}; friendly noise needs float32: pass model.float()"
-            )
-    modes = [(module, module.training) for module in model.modules()]
-    frozen = [p for p in model.parameters() if p.requires_grad]
-    devices = [device] if device.type == "cuda" else []
-    try:
-        model.eval()
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        with (
-            torch.random.fork_rng(devices=devices),
-            torch.autocast(device.type, enabled=False),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-        ):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter in frozen:
-            parameter.requires_grad_(True)
 
 
 def _check_images(x: Tensor) -> None:

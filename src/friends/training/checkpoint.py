@@ -30,7 +30,7 @@ class Checkpoint:
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
         self.folder = folder
         self.identity = dict(identity)
-        self._written: tuple[object, ...] | None = None
+        self._written: dict[str, tuple[Tensor, int]] | None = None
         self._memory_file = ""
 
     @property
@@ -68,13 +68,13 @@ class Checkpoint:
 
     def _save_memory(self, run: Run) -> None:
         flat = {f"{place}/{name}": value for place, kept in run._memory.items() for name, value in kept.items()}  # pyright: ignore[reportPrivateUsage]
-        version = tuple((name, value.data_ptr(), value._version) for name, value in sorted(flat.items()))  # pyright: ignore[reportPrivateUsage]
-        if version == self._written:
+        if self._written is not None and _unchanged(flat, self._written):
             return
         self._memory_file = f"memory-{run.epoch:05d}.safetensors" if flat else ""
         if flat:
             write_tensors(self.folder / self._memory_file, flat)
-        self._written = version
+        # the tensors themselves are kept: an address may be used again by another one
+        self._written = {name: (value, value._version) for name, value in flat.items()}  # pyright: ignore[reportPrivateUsage]
 
     def load(self, run: Run) -> tuple[list[dict[str, float]], float] | None:
         """Put a saved state into a run at epoch 0. Returns its history and seconds, or None if nothing is saved.
@@ -119,9 +119,17 @@ class Checkpoint:
         if header.get("format") != FORMAT:
             raise ValueError(f"{self.path} is not a checkpoint of ours: format {header.get('format')!r}")
         theirs = cast("dict[str, str]", header["identity"])
-        for name in sorted(theirs.keys() | self.identity.keys()):
+        for name in [*self.identity, *sorted(theirs.keys() - self.identity.keys())]:
             if theirs.get(name) != self.identity.get(name):
                 raise ValueError(
                     f"{self.path} is of another training: its {name} is {json.dumps(theirs.get(name))}, here it is "
                     f"{json.dumps(self.identity.get(name))}. Choose another folder, or delete this one."
                 )
+
+
+def _unchanged(now: Mapping[str, Tensor], written: Mapping[str, tuple[Tensor, int]]) -> bool:
+    """Whether these are the very tensors that were written, and none was changed in place since."""
+    return now.keys() == written.keys() and all(
+        value is written[name][0] and value._version == written[name][1]  # pyright: ignore[reportPrivateUsage]
+        for name, value in now.items()
+    )

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from friends.data.images import LabeledImages
+from friends.modules import logits_of
 from friends.types import ABSTAIN, Progress, Streams, silent
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Run:
         clean: a clean reserve outside the training data, for the defenses that are entitled to one.
         probe: trains a helper model.
         progress: where long steps say how far they are.
+        remarks: numbers that a defense wants in this epoch's line of the history, such as how long a step took.
     """
 
     data: LabeledImages
@@ -100,6 +102,7 @@ class Run:
     augment: bool = True
     progress: Progress = silent
     predictor: Predictor = field(init=False)
+    remarks: dict[str, float] = field(default_factory=dict)
     _memory: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _defenses: tuple[Defense, ...] = field(default=(), repr=False)
 
@@ -180,8 +183,7 @@ def argmax_predictor(model: nn.Module) -> Predictor:
         model.eval()
         try:
             with torch.no_grad():
-                out = model(x)
-                return getattr(out, "logits", out).argmax(1)
+                return logits_of(model, x).argmax(1)
         finally:
             model.train(was_training)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal
+from friends.modules import logits_of
 from friends.training.defense import Predictor
 from friends.types import ABSTAIN
 
@@ -73,35 +72,12 @@ def confidence(model: nn.Module, goal: Goal, device: torch.device | str = "cpu")
     model.eval()
     try:
         with torch.no_grad():
-            out = model(goal.x.to(device))
-            logits = getattr(out, "logits", out).float()
-            return logits.softmax(1).cpu().gather(1, goal.y_wanted.cpu()[:, None])[:, 0]
+            return (
+                logits_of(model, goal.x.to(device))
+                .float()
+                .softmax(1)
+                .cpu()
+                .gather(1, goal.y_wanted.cpu()[:, None])[:, 0]
+            )
     finally:
         model.train(was_training)
-
-
-def penultimate(model: nn.Module) -> Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b d"]]:
-    """The function from pixels to what enters the model's last linear layer; differentiable.
-
-    Uses ``model.features`` where there is one, else listens at the last ``nn.Linear``.
-
-    Raises:
-        ValueError: the model has neither.
-    """
-    features = getattr(model, "features", None)
-    if callable(features) and not isinstance(features, nn.Module):
-        return cast("Callable[[Tensor], Tensor]", features)
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError(f"{type(model).__name__} has no linear layer, so no penultimate features")
-
-    def listen(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        heard: list[Tensor] = []
-        hook = linear[-1].register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
-        try:
-            model(x)
-        finally:
-            hook.remove()
-        return heard[-1]
-
-    return listen

@@ -8,11 +8,14 @@ in :mod:`friends.training.defense`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Int64
@@ -21,10 +24,12 @@ from torch import Tensor, nn
 from friends.data.augment import Augment
 from friends.data.images import LabeledImages
 from friends.training.checkpoint import Checkpoint
-from friends.training.defense import Defense, Predictor, Run
+from friends.training.defense import Defense, Predictor, Run, argmax_predictor
 from friends.types import Progress, Streams, silent
 
 MakeModel = Callable[[torch.Generator], nn.Module]
+Decay = Literal["all", "weights"]
+Precision = Literal["auto", "float32", "bfloat16"]
 Watch = Callable[[nn.Module, int], Mapping[str, float]]
 
 
@@ -50,23 +55,33 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
-    decay: Literal["all", "weights"] = "all"
+    decay: Decay = "all"
     batch: int = 128
     drops: tuple[float, ...] = (3 / 8, 5 / 8, 7 / 8)
     factor: float = 0.1
     augment: Augment | None = field(default_factory=Augment)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     compile: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch < 1 or self.lr <= 0:
+        if self.epochs < 0 or self.batch < 1 or not 0 < self.lr < float("inf"):
             raise ValueError(f"epochs >= 0, batch >= 1 and lr > 0 expected, not {self.epochs}, {self.batch}, {self.lr}")
         if not all(0 < drop <= 1 for drop in self.drops):
             raise ValueError(f"drops are fractions of the epochs in (0, 1], not {self.drops}")
+        for name, value, known in (("decay", self.decay, Decay), ("precision", self.precision, Precision)):
+            if value not in get_args(known):
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(get_args(known))}")
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
         return self.lr * self.factor ** sum(epoch >= round(drop * self.epochs) for drop in self.drops)
+
+    def first(self, epochs: int | None) -> Recipe:
+        """The first so many epochs of this recipe, at the learning rates that they have in it; all of them if None."""
+        if epochs is None or epochs == self.epochs:
+            return self
+        drops = [drop * self.epochs / epochs for drop in self.drops] if epochs else []
+        return replace(self, epochs=epochs, drops=tuple(drop for drop in drops if drop <= 1))
 
 
 RECIPES: dict[str, Recipe] = {
@@ -87,7 +102,7 @@ class Fitted:
         history: per epoch, ``loss``, ``lr``, ``seconds``, ``kept`` rows and whatever ``watch`` returned.
         memory: what each defense kept, in the order of the defenses.
         keep: ``(n,)`` bool, the rows trained on in the last epoch.
-        seconds: training time, defenses included, over all the processes that it took.
+        seconds: training time, defenses included, watching and saving not, over all the processes that it took.
     """
 
     model: nn.Module
@@ -132,15 +147,15 @@ def fit(
         what: what ``progress`` calls this training.
 
     Raises:
-        ValueError: empty data, two defenses that both override the loss, a checkpoint of another training (the
-            first difference is named), or a defense that removed every row.
+        ValueError: empty data, a defense that is listed twice, two that both override the loss, a checkpoint of
+            another training (the first difference is named), or a defense that removed every row.
         FloatingPointError: the loss is no longer finite.
     """
     if len(data) == 0:
         raise ValueError(f"no image to train on in {data!r}")
     minimised = _loss_of(defenses)
     run = _start(data, make_model, recipe, defenses, streams, clean, checkpoint, progress)
-    saved = Checkpoint(checkpoint, _identity(data, recipe, defenses, streams)) if checkpoint else None
+    saved = Checkpoint(checkpoint, _identity(run, defenses)) if checkpoint else None
     history: list[dict[str, float]] = []
     before = 0.0
     clock = last = time.perf_counter()
@@ -150,19 +165,23 @@ def fit(
             defense.before_training(data, run)
     else:
         history, before = state
+    aside = 0.0  # seconds spent watching and saving
     while run.epoch < run.epochs:
         history.append(_epoch(run, defenses, minimised, progress, what))
+        pause = time.perf_counter()
         if watch is not None:
             history[-1] |= _watched(watch, run)
-        now = time.perf_counter()
-        if saved and (run.epoch >= run.epochs or now - last >= checkpoint_seconds):
-            saved.save(run, history, before + now - clock)
-            last = now
+        if saved and (run.epoch >= run.epochs or pause - last >= checkpoint_seconds):
+            saved.save(run, history, before + pause - clock - aside)
+            last = time.perf_counter()
+        aside += time.perf_counter() - pause
+    run.model.eval()
+    run.predictor = argmax_predictor(run.model)  # a defense may have replaced the model
     for defense in defenses:
         run.predictor = defense.after_training(run)
     run.model.eval()
     memory = tuple(run.memory(defense) for defense in defenses)
-    seconds = before + time.perf_counter() - clock
+    seconds = before + time.perf_counter() - clock - aside
     return Fitted(run.model, run.predictor, tuple(history), memory, run.keep, seconds)
 
 
@@ -187,13 +206,16 @@ def _start(
         defenses: Sequence[Defense] = (),
         name: str = "probe",
     ) -> nn.Module:
+        part = data if keep is None else data.rows(keep.nonzero().flatten())
+        shorter = recipe.first(epochs)
+        folder = f"probe-{name}-{shorter.epochs}-{part.fingerprint[:12]}"
         return fit(
-            data if keep is None else data.rows(keep.nonzero().flatten()),
+            part,
             make_model,
-            recipe=recipe if epochs is None else replace(recipe, epochs=epochs),
+            recipe=shorter,
             defenses=defenses,
             streams=streams.child("probe", name),
-            checkpoint=checkpoint / f"probe-{name}" if checkpoint else None,
+            checkpoint=checkpoint / folder if checkpoint else None,
             progress=progress,
             what=name,
         ).model
@@ -242,6 +264,7 @@ def _epoch(
 ) -> dict[str, float]:
     """Train one epoch; returns its line of the history and leaves ``run.epoch`` at the next one."""
     clock = time.perf_counter()
+    run.remarks.clear()
     for defense in defenses:
         defense.start_epoch(run)
     lr = run.schedule(run.epoch)
@@ -263,7 +286,8 @@ def _epoch(
         for defense in defenses:
             x, y = defense.batch(x, y, run)
         with _autocast(run):
-            logits = forward(x.contiguous(memory_format=torch.channels_last)).float()
+            out = forward(x.contiguous(memory_format=torch.channels_last))
+        logits = cast(Tensor, getattr(out, "logits", out)).float()
         loss = minimised.loss(logits, y, run)
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -277,7 +301,7 @@ def _epoch(
         raise FloatingPointError(f"{what}: the loss of epoch {run.epoch} is {mean}; lower lr = {lr:g}")
     run.epoch += 1
     seconds = time.perf_counter() - clock
-    return {"epoch": run.epoch, "loss": mean, "lr": lr, "seconds": seconds, "kept": len(rows)}
+    return {"epoch": run.epoch, "loss": mean, "lr": lr, "seconds": seconds, "kept": len(rows), **run.remarks}
 
 
 def _order(run: Run) -> Int64[Tensor, " k"]:
@@ -292,6 +316,9 @@ def _order(run: Run) -> Int64[Tensor, " k"]:
 def _forward(run: Run) -> Callable[[Tensor], Tensor]:
     """The model to call: compiled on a GPU, unless the recipe says otherwise."""
     wanted = run.recipe.compile if run.recipe.compile is not None else run.device.type == "cuda"
+    if wanted and not any(map(shutil.which, ("cc", "gcc", "clang", "cl"))):
+        warnings.warn("no C compiler on this machine: training goes on without torch.compile, slower", stacklevel=2)
+        wanted = False
     if not wanted:
         return run.model
     compiled = _COMPILED.get(id(run.model))
@@ -319,17 +346,26 @@ def _watched(watch: Watch, run: Run) -> dict[str, float]:
 
 def _loss_of(defenses: Sequence[Defense]) -> Defense:
     """The one defense whose loss is minimised."""
+    for i, defense in enumerate(defenses):
+        if any(other is defense for other in defenses[:i]):
+            raise ValueError(f"{defense!r} is listed twice: it would share one memory and draw the same noise")
     own = [defense for defense in defenses if type(defense).loss is not Defense.loss]
     if len(own) > 1:
         raise ValueError(f"{own[0]!r} and {own[1]!r} both replace the loss: they do not compose")
     return own[0] if own else Defense()
 
 
-def _identity(data: LabeledImages, recipe: Recipe, defenses: Sequence[Defense], streams: Streams) -> dict[str, str]:
+def _identity(run: Run, defenses: Sequence[Defense]) -> dict[str, str]:
     """What makes a training this one and no other, by name, for checkpoints."""
+    sha = hashlib.sha256()
+    for name, value in run.model.state_dict().items():
+        sha.update(f"{name}{tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {
-        "data": data.fingerprint,
-        "recipe": repr(recipe),
+        "data": run.data.fingerprint,
+        "recipe": repr(run.recipe),
         "defenses": repr(list(defenses)),
-        "seed": str(streams.seed),
+        "seed": str(run.streams.seed),
+        "initial model": sha.hexdigest(),
+        "clean reserve": run.clean.fingerprint if run.clean is not None else "none",
     }
