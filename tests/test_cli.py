@@ -128,15 +128,15 @@ def test_noise_makes_a_store_with_a_proxy_and_describes_it(tmp_path: Path) -> No
     import numpy as np
 
     g = np.random.default_rng(0)
-    y = np.arange(60) % 2
-    x = (g.integers(0, 100, (60, 16, 16, 3)) + 120 * y[:, None, None, None]).astype(np.uint8)
+    y = np.arange(240) % 2
+    x = (g.integers(0, 100, (240, 16, 16, 3)) + 120 * y[:, None, None, None]).astype(np.uint8)
     np.savez(images, x_train=x, y_train=y, x_test=x[:10], y_test=y[:10])
     store = tmp_path / "store"
-    arguments = ["noise", str(images), "-o", str(store), "--model", "convnet", "--width", "8", "--epochs", "1"]
+    arguments = ["noise", str(images), "-o", str(store), "--model", "convnet", "--width", "8", "--epochs", "8"]
     out = runner.invoke(app, [*arguments, "--steps", "3", "--zeta", "8/255", "--device", "cpu"], env={"COLUMNS": "120"})
     assert out.exit_code == 0, out.output
     made = NoiseStore.load(store)
-    assert made.n == 60
+    assert made.n == 240
     assert int(abs(made.tensor("cpu").short()).max()) <= 8
     assert not list(tmp_path.glob(".store*"))  # the proxy's training is gone
     told = runner.invoke(app, ["noise", str(store)], env={"COLUMNS": "120"})

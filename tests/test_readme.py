@@ -65,3 +65,24 @@ def test_every_document_has_no_dead_link() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_count_in_the_readme_stands_in_a_table_of_results() -> None:
+    results = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "results").glob("*.md"))
+    rows = re.findall(r"\| (\d+/\d+) \| (\d+–\d+ %) \| ([\d.]+ %) \|", README)
+    assert len(rows) >= 10
+    for success, interval, accuracy in rows:
+        assert re.search(rf"\| {success} \| {interval} \|.*\| {accuracy} \|", results), (success, interval, accuracy)
+
+
+def test_tables_of_results_are_what_their_records_say() -> None:
+    from friends.bench.record import Report
+    from friends.bench.tables import page
+
+    files = sorted((ROOT / "results").glob("*.jsonl"))
+    assert files
+    for file in files:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        reports = [Report.from_text(line, file.name) for line in lines]
+        assert page(reports) == file.with_suffix(".md").read_text(encoding="utf-8")
+        assert not re.search(r'"/(home|root|tmp|work)/', "\n".join(lines))

@@ -179,3 +179,44 @@ def test_a_folder_in_which_another_process_runs_is_refused(trial: Trial, finishe
 
     with owned(finished), pytest.raises(BlockingIOError, match="another process is working in"):
         run_trial(trial, finished)
+
+
+def test_a_kill_during_the_very_first_write_leaves_a_usable_folder(trial: Trial, tmp_path: Path) -> None:
+    (tmp_path / ".trial.json.4711.tmp").write_text("half")
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        run_trial(trial, tmp_path, progress=stop)
+    assert (tmp_path / "trial.json").exists()
+    assert not (tmp_path / ".trial.json.4711.tmp").exists()
+
+
+def test_budgets_and_stores_that_cannot_be_are_refused_before_training(tmp_path: Path) -> None:
+    store = {"name": "friends", "store": "noise/"}
+    bad = {
+        "budget is 72 poisons, but class '3' has only 60": {"attack": {**TABLE["attack"], "budget": 0.6}},
+        "a trial makes its poisoned images itself": {"arms": [{"name": "a", "defenses": [store]}]},
+    }
+    for i, (message, change) in enumerate(bad.items()):
+        with pytest.raises(ValueError, match=message):
+            run_trial(parse_trial({**TABLE, **change}), tmp_path / str(i))
+        assert not (tmp_path / str(i) / "work").exists()
+
+
+def test_images_that_have_no_picture_still_have_a_report(tmp_path: Path) -> None:
+    import numpy as np
+
+    g = np.random.default_rng(0)
+    y = np.arange(80) % 2
+    x = (g.integers(0, 100, (80, 12, 12, 4)) + 100 * y[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "four.npz", x_train=x, y_train=y, x_test=x[:20], y_test=y[:20])
+    table = {**TABLE, "data": {"source": str(tmp_path / "four.npz")}, "goals": {"count": 1}, "arms": TABLE["arms"][:1]}
+    result = run_trial(parse_trial(table), tmp_path / "run")
+    assert result.data["shape"] == [4, 12, 12]
+    assert not (tmp_path / "run" / "exhibit.safetensors").exists()
+    assert (tmp_path / "run" / "report.html").exists()

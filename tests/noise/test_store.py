@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from friends.data.files import owned
-from friends.noise.friendly import PAPER, RELEASED, friendly_noise
+from friends.noise.friendly import PAPER, RELEASED, FriendlySettings, friendly_noise
 from friends.noise.store import NoiseStore, grey_noise, initial_noise
 
 QUICK = replace(RELEASED, steps=3)
@@ -58,7 +58,7 @@ def edit_manifest(folder: Path, change) -> None:
 def adopt(folder: Path, shard: int = 0) -> None:
     """Make the manifest believe in a shard as it is now, as somebody who forges a store would."""
     raw = (folder / f"shard-{shard:05d}.safetensors").read_bytes()
-    record = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    record = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest(), "images": ""}
     edit_manifest(folder, lambda value: value["shards"].__setitem__(shard, record))
 
 
@@ -570,3 +570,28 @@ def test_memory_does_not_grow_with_the_images():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     few, many = map(float, done.stdout.split())
     assert many - few < 10, (few, many)  # 1,856 more images are 23 MB as bytes, as much noise, and 91 MB as floats
+
+
+def test_a_finished_store_is_not_handed_out_for_images_of_which_few_differ(tmp_path, digits, digit_net):
+    """One poisoned image in two hundred is enough, where the images are in memory."""
+    data = digits.sample(200, torch.Generator().manual_seed(0))
+    NoiseStore.generate(digit_net, data, tmp_path / "s", settings=FriendlySettings(steps=1), shard_rows=64)
+    x = data.x.clone()
+    x[137, 0, 5, 5] += 1
+    changed = type(data)(x, data.y, data.classes)
+    with pytest.raises(ValueError, match="row 137 differs"):
+        NoiseStore.generate(digit_net, changed, tmp_path / "s", settings=FriendlySettings(steps=1), shard_rows=64)
+
+
+def test_the_fingerprint_follows_the_images_and_not_the_noise(tmp_path, digits, digit_net):
+    data = digits.sample(50, torch.Generator().manual_seed(0))
+    other = digits.sample(50, torch.Generator().manual_seed(1))
+
+    def made(name, images, steps):
+        settings = FriendlySettings(steps=steps)
+        return NoiseStore.generate(digit_net, images, tmp_path / name, settings=settings, shard_rows=16)
+
+    a, b, c = made("a", data, 1), made("b", data, 2), made("c", other, 1)
+    assert not torch.equal(a.tensor(), b.tensor())
+    assert a.fingerprint == b.fingerprint == a.info()["images"]
+    assert a.fingerprint != c.fingerprint

@@ -120,7 +120,7 @@ def _proxy(job: StoreJob, train: LabeledImages, work: Path, progress: Progress) 
         what="proxy",
     )
     right = accuracy(fitted.predictor, train).strict
-    if job.epochs > 0 and right < 2 / len(train.classes):
+    if job.epochs > 0 and right < 1.2 / len(train.classes):
         warnings.warn(
             f"the proxy is right on only {100 * right:.0f} % of its training images: its noise cannot know what "
             f"matters in them. Train it longer, or with another learning rate than {job.lr:g}.",

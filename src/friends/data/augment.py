@@ -2,7 +2,8 @@
 
 Source: the augmentation of Gradient Matching (Geiping et al., ICLR 2021) and of the FRIENDS trainer: a horizontal
 flip with probability 1/2 and a shift by up to 4 pixels, by bilinear sampling. There it acts on normalised images
-with zero padding; we act on pixels and pad with ``fill``, the mean colour, which is the same thing.
+with zero padding; we act on pixels and pad with ``fill``, which is the same thing where ``fill`` is the mean colour
+that the model subtracts.
 """
 
 from __future__ import annotations

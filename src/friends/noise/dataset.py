@@ -136,7 +136,9 @@ class NoisyDataset(Dataset[object]):
 
 
 class DeviceNoise:
-    """Both noises for a batch of images that live on a device.
+    """Both noises for a batch of images that live on a device, by position.
+
+    Make sure once, with ``store.check(data)``, that the store is of these images: a batch is not compared with it.
 
     Args:
         store: the friendly noise of all images, copied to the device as bytes; None for random noise alone.

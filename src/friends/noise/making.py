@@ -62,14 +62,18 @@ def _begin_or_resume(folder: Path, plan: Plan) -> Manifest:
 
 
 def _refuse_changed_images(folder: Path, manifest: Manifest, images: Rows) -> None:
-    """Compare some rows of the shards that are there: a store may not be continued on other images."""
+    """Compare rows of the shards that are there: a store may not be continued on other images.
+
+    All of them where the images are in memory; a spread sample where each would have to be read from disk.
+    """
     plan = manifest.plan
     done = [number for number, record in enumerate(manifest.shards) if record is not None]
-    for number in (done[i] for i in spread(len(done), 8)) if done else ():
+    some = range(len(done)) if images.in_memory else spread(len(done), 8)
+    for number in (done[i] for i in some) if done else ():
         record = cast("dict[str, Any]", manifest.shards[number])
         rows = plan.rows(number)
         shard = open_shard(shard_path(folder, number), record, len(rows), plan.shape)
-        chosen = spread(len(rows), SAMPLE // 8)
+        chosen = np.arange(len(rows)) if images.in_memory else spread(len(rows), SAMPLE // 8)
         found = contents(images.bytes(chosen + rows.start, plan.shape))
         other = np.flatnonzero(found != shard.content[chosen])
         if len(other):

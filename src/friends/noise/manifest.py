@@ -100,7 +100,7 @@ def _flat(plan: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Manifest:
-    """The plan and, for every shard, its size and sha256, or None while it is missing."""
+    """The plan and, for every shard, its size, sha256 and fingerprint of images, or None while it is missing."""
 
     plan: Plan
     shards: list[dict[str, Any] | None]
@@ -147,10 +147,10 @@ class Manifest:
 def _record(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
-    size, sha256 = value["bytes"], value["sha256"]
-    if type(size) is not int or type(sha256) is not str:
-        raise TypeError("a shard's size or sha256 is of the wrong type")
-    return {"bytes": size, "sha256": sha256}
+    size, sha256, images = value["bytes"], value["sha256"], value["images"]
+    if type(size) is not int or type(sha256) is not str or type(images) is not str:
+        raise TypeError("a shard's size, sha256 or fingerprint of images is of the wrong type")
+    return {"bytes": size, "sha256": sha256, "images": images}
 
 
 def shard_path(folder: Path, shard: int) -> Path:

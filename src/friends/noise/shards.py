@@ -40,10 +40,14 @@ class Shard:
 
 
 def write_shard(path: Path, noise: Int8[Tensor, "b c h w"], keys: Int64s, content: Int64s) -> dict[str, Any]:
-    """Write a shard atomically. Returns what the manifest says of it: its size in bytes and its sha256."""
+    """Write a shard atomically. Returns what the manifest says of it: its size, its sha256, and that of its images.
+
+    The images' is over the 64-bit hashes of the rows: the fingerprint of this part of the data set.
+    """
     tensors = {"noise": noise, "keys": torch.from_numpy(keys), "content": torch.from_numpy(content)}
     write_tensors(path, tensors, {"format": "friends noise shard"})
-    return {"bytes": path.stat().st_size, "sha256": digest(path)}
+    images = hashlib.sha256(content.astype("<i8").tobytes()).hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest(path), "images": images}
 
 
 def digest(path: Path) -> str:

@@ -8,6 +8,7 @@ noise cannot silently reach another image.
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -304,6 +305,12 @@ class NoiseStore:
         if ours != wanted:
             raise ValueError(f"the noise in {self.path} was made for zeta {ours}/255, not {wanted}/255")
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the fingerprints of all shards' images: which data set this noise belongs to."""
+        parts = "".join(str(record["images"]) for record in self._records if record)
+        return hashlib.sha256(parts.encode()).hexdigest()
+
     def info(self) -> dict[str, Any]:
         """What there is to say about the store, as JSON values; reads every shard once."""
         limit, total, bound = grey_limit(self.zeta), 0, 0
@@ -319,6 +326,7 @@ class NoiseStore:
             "zeta": f"{limit}/255",
             "shards": self._plan.shards,
             "bytes": sum(record["bytes"] for record in self._records if record),
+            "images": self.fingerprint,
             "mean_abs": f"{total / values:.2f}/255",
             "share_at_bound": round(bound / values, 4),
         }
