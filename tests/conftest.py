@@ -40,11 +40,13 @@ def unchecked() -> Iterator[None]:
     config.update("jaxtyping_disable", before)
 
 
-def cifar_folder() -> Path | None:
-    """The CIFAR-10 parquet folder that tests may use, or None."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-jpeg"
-    folder = Path(os.environ.get("FRIENDS_CIFAR10", str(beside)))
-    return folder if (folder / "train.parquet").is_file() else None
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    """The CIFAR-10 parquet folder that tests may use; without one they are skipped."""
+    folder = Path(os.environ.get("FRIENDS_CIFAR10", str(HERE.parents[1] / "shared" / "data" / "cifar10-jpeg")))
+    if not (folder / "train.parquet").is_file():
+        pytest.skip("no CIFAR-10 parquet folder: set FRIENDS_CIFAR10 to one")
+    return folder
 
 
 @pytest.fixture(scope="session")

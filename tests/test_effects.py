@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import cifar_folder
 from friends.bench.run import run_trial
 from friends.bench.trial import read_trial
 
@@ -33,13 +32,10 @@ def test_the_demo_shows_an_attack_that_works_and_a_defense_that_stops_it(tmp_pat
 
 
 @pytest.mark.effect
-def test_gradient_matching_from_scratch_moves_its_targets_on_photographs(tmp_path: Path) -> None:
+def test_gradient_matching_from_scratch_moves_its_targets_on_photographs(cifar10: Path, tmp_path: Path) -> None:
     """Two targets of the scaled-down trial: the victim, trained from new weights, takes them for the wanted class."""
-    data = cifar_folder()
-    if data is None:
-        pytest.skip("no CIFAR-10 parquet folder: set FRIENDS_CIFAR10 to one")
     trial = read_trial(Path(__file__).resolve().parents[1] / "examples" / "cifar10-scratch-small.toml")
-    source = replace(trial.data, source=str(data))
+    source = replace(trial.data, source=str(cifar10))
     trial = replace(trial, seed=100, data=source, goals=replace(trial.goals, count=2), controls=1, arms=())
     arms = {arm.name: arm for arm in run_trial(trial, tmp_path / "run").arms}
     undefended, clean = arms["undefended"], arms["clean"]
