@@ -26,6 +26,6 @@ from friends.noise.random import add_noise as add_noise
 from friends.noise.random import random_noise as random_noise
 from friends.noise.store import NoiseStore as NoiseStore
 from friends.training.defense import Defense as Defense
-from friends.training.fit import Recipe as Recipe
 from friends.training.fit import fit as fit
+from friends.training.recipe import Recipe as Recipe
 from friends.types import Streams as Streams

@@ -22,7 +22,7 @@ from friends.data.poisoned import Goal, Patch, PoisonedDataset
 from friends.models import build
 from friends.training import ABSTAIN, Defense, Recipe, Run, accuracy, fit, success
 from friends.training.defense import Predictor
-from friends.training.fit import sgd
+from friends.training.recipe import sgd
 from friends.types import Progress, Streams, silent
 
 RECIPE = Recipe(epochs=4, batch=64, lr=0.05, augment=None)

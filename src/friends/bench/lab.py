@@ -21,7 +21,8 @@ from friends.data.files import write_json
 from friends.data.images import LabeledImages
 from friends.defenses.friends import Friends
 from friends.training.defense import Defense
-from friends.training.fit import Fitted, Recipe, Watch, fit
+from friends.training.fit import Fitted, Watch, fit
+from friends.training.recipe import Recipe
 from friends.types import Progress, Streams, silent
 
 

@@ -26,7 +26,8 @@ from friends.noise.grey import grey_limit
 from friends.noise.manifest import NAME
 from friends.noise.store import NoiseStore
 from friends.training.evaluate import accuracy
-from friends.training.fit import RECIPES, fit
+from friends.training.fit import fit
+from friends.training.recipe import RECIPES
 from friends.types import Progress, Streams, silent
 
 

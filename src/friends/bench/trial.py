@@ -20,7 +20,7 @@ from friends.data.augment import Augment
 from friends.defenses import DEFENSES
 from friends.noise.friendly import PAPER, RELEASED, FriendlySettings
 from friends.training.defense import Defense
-from friends.training.fit import RECIPES, Recipe
+from friends.training.recipe import RECIPES, Recipe
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -7,7 +7,7 @@ from friends.training.defense import Run as Run
 from friends.training.evaluate import accuracy as accuracy
 from friends.training.evaluate import confidence as confidence
 from friends.training.evaluate import success as success
-from friends.training.fit import RECIPES as RECIPES
 from friends.training.fit import Fitted as Fitted
-from friends.training.fit import Recipe as Recipe
 from friends.training.fit import fit as fit
+from friends.training.recipe import RECIPES as RECIPES
+from friends.training.recipe import Recipe as Recipe

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -36,10 +36,8 @@ from torch.nn import functional as F
 
 from friends.data.images import LabeledImages
 from friends.modules import logits_of
+from friends.training.recipe import Recipe
 from friends.types import ABSTAIN, Progress, Streams, silent
-
-if TYPE_CHECKING:
-    from friends.training.fit import Recipe
 
 __all__ = ["ABSTAIN", "Defense", "Predictor", "Probe", "Run", "argmax_predictor"]
 
