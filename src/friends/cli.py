@@ -233,8 +233,14 @@ def _describe(folder: Path) -> None:
     from friends.noise.store import NoiseStore
 
     table = Table(title=str(folder), show_header=False)
-    for name, value in NoiseStore.load(folder).info().items():
-        table.add_row(name, str(value))
+    store = NoiseStore.load(folder)
+    chosen = store.settings
+    facts = store.info() | {
+        "settings": f"{chosen.norm}, penalty {chosen.penalty:g}, {chosen.steps} steps, lr {chosen.lr:g}, "
+        f"init {255 * chosen.init:g}/255, {chosen.direction}, {chosen.bound}",
+    }
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), str(value))
     console.print(table)
     console.print(
         "Use it in any PyTorch loop:\n\n"
