@@ -103,6 +103,13 @@ def test_mistakes_are_one_line_and_exit_2(arguments: list[str], message: str, tm
     assert plain(out.stderr).startswith("error:")
 
 
+def test_the_data_of_a_trial_can_be_ones_own(tmp_path: Path) -> None:
+    arguments = ["run", str(trial_file(tmp_path)), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    out = runner.invoke(app, [*arguments, "--data", str(tmp_path / "nowhere")])
+    assert out.exit_code == 2
+    assert "nowhere" in plain(out.stderr)
+
+
 def test_run_leaves_record_and_report_and_prints_the_table(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     out = runner.invoke(

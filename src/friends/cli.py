@@ -135,6 +135,7 @@ def demo(
 def run(
     trial: Annotated[Path, typer.Argument(help="TOML file with the trial's settings; see docs/trials.md.")],
     out: Out = None,
+    data: Annotated[str | None, typer.Option(help="Replaces the data source of the file, e.g. your folder.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Replaces the seed of the file; the folder becomes NAME-SEED.")
     ] = None,
@@ -145,7 +146,7 @@ def run(
 ) -> None:
     """Run one trial: an attack on some data, undefended and defended.
 
-    Example: `friends run examples/cifar10-transfer-small.toml`
+    Example: `friends run examples/cifar10-transfer-small.toml --data path/to/cifar-10`
 
     A run that was stopped, at whatever moment, goes on where it was when the same command is given again.
     """
@@ -155,6 +156,8 @@ def run(
 
     def work() -> Path:
         chosen = read_trial(trial)
+        if data is not None:
+            chosen = replace(chosen, data=replace(chosen.data, source=data))
         if seed is not None:
             chosen = replace(chosen, seed=seed, name=f"{chosen.name}-{seed}")
         return _run(chosen, out, device, threads, fresh=fresh, download=download)
