@@ -144,6 +144,7 @@ def test_settings_that_do_not_fit_the_data_are_refused_before_training(tmp_path:
         with pytest.raises(ValueError, match=message):
             run_trial(parse_trial({**TABLE, **change}), tmp_path / str(i), progress=note)
         assert set(seen) <= {"data"}
+        assert not list((tmp_path / str(i)).iterdir())  # free for the mended trial
 
 
 @pytest.mark.parametrize("scenario", ["scratch", "finetune"])
@@ -187,8 +188,9 @@ def test_a_kill_during_the_very_first_write_leaves_a_usable_folder(trial: Trial,
     class Stop(Exception):  # noqa: N818
         pass
 
-    def stop(*_: object) -> None:
-        raise Stop
+    def stop(what: str, *_: object) -> None:
+        if what != "data":
+            raise Stop
 
     with pytest.raises(Stop):
         run_trial(trial, tmp_path, progress=stop)

@@ -60,7 +60,8 @@ def run_trial(
             data; raised before any long work.
         BlockingIOError: another process runs in the folder.
     """
-    _claim(trial, out)
+    _refuse_foreign(trial, out)
+    out.mkdir(parents=True, exist_ok=True)
     with owned(out):
         return _run(Lab(trial, out, torch.device(device), progress, download))
 
@@ -72,6 +73,7 @@ def _run(lab: Lab) -> Report:
         report.render(result, exhibit_of(out), out / "report.html")
         return result
     lab.check()
+    _claim(trial, out)
     goals = _goals(lab)
     arms = (UNDEFENDED, *trial.arms)
     rows: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms} | {"clean": []}
@@ -107,13 +109,19 @@ def run_folder(name: str, out: Path | None) -> Path:
 
 
 def _claim(trial: Trial, out: Path) -> None:
-    """Make the folder this trial's, or refuse it."""
+    """Make the folder this trial's, unless it is already."""
+    file = out / "trial.json"
+    if not file.exists():
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        write_json(file, {"key": trial.key(), "name": trial.name, "started": now, "settings": trial.settings()})
+
+
+def _refuse_foreign(trial: Trial, out: Path) -> None:
+    """Refuse a folder of another trial, or of something else."""
     file = out / "trial.json"
     if not file.exists():
         if out.exists() and (not out.is_dir() or any(not f.name.endswith(".tmp") for f in out.iterdir())):
             raise ValueError(f"{out} holds something else: choose another folder with --out")
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        write_json(file, {"key": trial.key(), "name": trial.name, "started": now, "settings": trial.settings()})
         return
     theirs = json.loads(file.read_text(encoding="utf-8"))
     if theirs["key"] != trial.key():

@@ -140,8 +140,10 @@ def _find_cifar(name: str, download: bool, cache: Path, progress: Progress) -> P
     if download:
         return download_cifar(name, cache, progress=progress)
     archive = next(form.archive for form in cifar.FORMS if form.name == name)
-    raise FileNotFoundError(f"{name} is neither in {cache} nor in ./data: allow the download (download=True, 170 MB), "
-                            f"or get {CIFAR_HOME}/{archive} and pass its path")  # fmt: skip
+    raise FileNotFoundError(
+        f"{name} is neither in {cache} nor in ./data: allow the download of 170 MB (--download on the command line, "
+        f"download=True in Python), or get {CIFAR_HOME}/{archive} and pass its path"
+    )
 
 
 def _read_folder(path: Path, size: int | None, progress: Progress) -> tuple[LabeledImages, LabeledImages]:
