@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import friends
 from friends.data.images import LabeledImages
 from friends.models import build
 
@@ -86,3 +87,15 @@ def test_tables_of_results_are_what_their_records_say() -> None:
         reports = [Report.from_text(line, file.name) for line in lines]
         assert page(reports) == file.with_suffix(".md").read_text(encoding="utf-8")
         assert not re.search(r'"/(home|root|tmp|work)/', "\n".join(lines))
+
+
+def test_the_trial_in_the_documentation_is_valid(tmp_path: Path) -> None:
+    from friends.bench.trial import read_trial
+
+    page = (ROOT / "docs" / "trials.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    file = tmp_path / "documented.toml"
+    file.write_text(block)
+    trial = read_trial(file)
+    assert trial.name == "my-trial"
+    assert trial.arms[0].defenses[0] == friends.Friends()
