@@ -12,6 +12,7 @@ from friends.defenses import DEFENSES, Friends
 from friends.models import build
 from friends.training import Defense, Recipe, fit
 from friends.types import Streams
+from interrupting import Stop, stop_at
 
 RECIPE = Recipe(epochs=4, batch=64, lr=0.05)
 
@@ -68,15 +69,8 @@ def test_composes_with_friends(few_digits: LabeledImages, name: str) -> None:
 @pytest.mark.parametrize("name", DEFENSES)
 @pytest.mark.parametrize("at", [3, 8, 14])
 def test_resumes_to_the_same_result(few_digits: LabeledImages, name: str, at: int, tmp_path: Path) -> None:
-    class Stop(Exception):  # noqa: N818
-        pass
-
-    def kill(what: str, done: int, total: int, note: str = "", /) -> None:
-        if what == "training" and done == at:
-            raise Stop
-
     with pytest.raises(Stop):
-        trained(few_digits, SMALL[name], checkpoint=tmp_path, checkpoint_seconds=0, progress=kill)
+        trained(few_digits, SMALL[name], checkpoint=tmp_path, checkpoint_seconds=0, progress=stop_at(at))
     assert equal(
         trained(few_digits, SMALL[name], checkpoint=tmp_path, checkpoint_seconds=0), trained(few_digits, SMALL[name])
     )

@@ -13,6 +13,7 @@ from friends.defenses import Friends
 from friends.models import build
 from friends.training import Defense, Recipe, Run, fit
 from friends.types import Streams
+from interrupting import Stop, stop_at
 
 RECIPE = Recipe(epochs=2, batch=64, lr=0.05, augment=None)
 
@@ -115,13 +116,6 @@ def test_memory_that_is_replaced_is_never_stale_after_a_resume(
 ) -> None:
     recipe, defense = replace(RECIPE, epochs=12), Counter()
 
-    class Stop(Exception):  # noqa: N818
-        pass
-
-    def kill(what: str, done: int, total: int, note: str = "", /) -> None:
-        if done == epoch * 5 + 2:
-            raise Stop
-
     with pytest.raises(Stop):
         fit(
             few_digits,
@@ -131,7 +125,7 @@ def test_memory_that_is_replaced_is_never_stale_after_a_resume(
             streams=Streams(0),
             checkpoint=tmp_path,
             checkpoint_seconds=0,
-            progress=kill,
+            progress=stop_at(epoch * 5 + 2),
         )
     fitted = fit(few_digits, make, recipe=recipe, defenses=[defense], streams=Streams(0), checkpoint=tmp_path)
     assert fitted.memory[0]["count"].item() == 12

@@ -24,6 +24,7 @@ from friends.training import ABSTAIN, Defense, Recipe, Run, accuracy, fit, succe
 from friends.training.defense import Predictor
 from friends.training.recipe import sgd
 from friends.types import Progress, Streams, silent
+from interrupting import Stop, stop_at
 
 RECIPE = Recipe(epochs=4, batch=64, lr=0.05, augment=None)
 
@@ -36,17 +37,9 @@ def weights_equal(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-class Stop(Exception):  # noqa: N818
-    """Stands for a kill in these tests."""
-
-
 def resumes_to_the_same_bytes(data: LabeledImages, defense: Defense, tmp_path: Path, at: int, recipe: Recipe) -> None:
     """Interrupt at every step of a training, resume, and compare with one that ran through."""
     whole = fit(data, make, recipe=recipe, defenses=[defense], streams=Streams(0))
-
-    def kill(what: str, done: int, total: int, note: str = "", /) -> None:
-        if what == "training" and done == at:
-            raise Stop
 
     with pytest.raises(Stop):
         fit(
@@ -57,7 +50,7 @@ def resumes_to_the_same_bytes(data: LabeledImages, defense: Defense, tmp_path: P
             streams=Streams(0),
             checkpoint=tmp_path,
             checkpoint_seconds=0,
-            progress=kill,
+            progress=stop_at(at),
         )
     resumed = fit(
         data, make, recipe=recipe, defenses=[defense], streams=Streams(0), checkpoint=tmp_path, checkpoint_seconds=0

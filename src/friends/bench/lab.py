@@ -92,20 +92,23 @@ class Lab:
         budget = getattr(self.trial.attack, "budget", None)
         if budget is not None:
             self._check_budget(poison_count(budget, len(train)))
-        epochs = self.trial.recipe.epochs
         for arm in self.trial.arms:
             for defense in arm.defenses:
-                if isinstance(defense, Friends) and defense.store is not None:
-                    raise ValueError(
-                        f"arm {arm.name!r}: a store fits the images that it was made for, but a trial makes its "
-                        "poisoned images itself; use a store with fit(), or leave it out"
-                    )
-                if isinstance(defense, Friends) and defense.zeta > 0 and defense.def_epoch >= epochs:
-                    raise ValueError(
-                        f"arm {arm.name!r}: friendly noise would be made at epoch {defense.def_epoch}, but the recipe "
-                        f"has {epochs} epochs"
-                    )
+                if isinstance(defense, Friends):
+                    self._check_friends(arm.name, defense)
         self.build(torch.Generator())  # an unknown network, or one that does not fit the images
+
+    def _check_friends(self, arm: str, defense: Friends) -> None:
+        """Refuse noise that could not be there when it is needed."""
+        if defense.store is not None:
+            raise ValueError(
+                f"arm {arm!r}: a store fits the images that it was made for, but a trial makes its poisoned images "
+                "itself; use a store with fit(), or leave it out"
+            )
+        try:
+            defense.refuse_length(self.trial.recipe.epochs)
+        except ValueError as error:
+            raise ValueError(f"arm {arm!r}: {error}") from None
 
     def _check_budget(self, count: int) -> None:
         """Refuse more poisons than the smallest class that may be poisoned has images."""

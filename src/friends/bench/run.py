@@ -77,10 +77,11 @@ def _run(lab: Lab) -> Report:
     goals = _goals(lab)
     arms = (UNDEFENDED, *trial.arms)
     rows: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms} | {"clean": []}
-    done, total = 0, len(goals) * len(arms) + trial.controls
+    done, total, count = 0, len(goals) * len(arms) + trial.controls, 0
     for g, goal in enumerate(goals):
         progress("trial", done, total, f"target {g + 1}/{len(goals)}: poisons")
         poisoned = poisons(lab, g, goal)
+        count = max(count, len(poisoned.poison_idx))
         for arm in arms:
             progress("trial", done, total, f"target {g + 1}/{len(goals)}: {arm.name}")
             rows[arm.name].append(victim(lab, g, goal, arm, poisoned))
@@ -89,7 +90,7 @@ def _run(lab: Lab) -> Report:
         progress("trial", done, total, f"clean model {c + 1}/{trial.controls}")
         rows["clean"].append(control(lab, c, goals[c :: trial.controls]))
         done += 1
-    result = _report(lab, goals, rows)
+    result = _report(lab, goals, rows, count)
     report.render(result, exhibit_of(out), out / "report.html")
     result.write(out / "record.json")
     shutil.rmtree(out / "work", ignore_errors=True)
@@ -148,8 +149,8 @@ def _goals(lab: Lab) -> list[Goal]:
     return choose_goals(lab.trial.goals, test, lab.streams, right)
 
 
-def _report(lab: Lab, goals: list[Goal], rows: dict[str, list[dict[str, Any]]]) -> Report:
-    """Gather the outcomes of all victims into one record."""
+def _report(lab: Lab, goals: list[Goal], rows: dict[str, list[dict[str, Any]]], poisoned: int) -> Report:
+    """Gather the outcomes of all victims, of ``poisoned`` poisons each, into one record."""
     trial, attack = lab.trial, lab.trial.attack
     train, test, pool = lab.data
     settings = trial.settings()
@@ -183,7 +184,7 @@ def _report(lab: Lab, goals: list[Goal], rows: dict[str, list[dict[str, Any]]]) 
             "settings": settings["attack"],
             "xi": getattr(attack, "xi", None),
             "budget": getattr(attack, "budget", None),
-            "poisons": len(poisons(lab, 0, goals[0]).poison_idx),
+            "poisons": poisoned,
         },
         goals=tuple(
             {

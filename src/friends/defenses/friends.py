@@ -62,13 +62,18 @@ class Friends(Defense):
 
     def before_training(self, data: LabeledImages, run: Run) -> None:
         """Refuse what could not work before any time is spent."""
-        if self.zeta == 0:
-            return
-        if self.def_epoch >= run.epochs > 0:
-            raise ValueError(f"friendly noise would be made at epoch {self.def_epoch}, but training ends after "
-                             f"{run.epochs}: lower def_epoch")  # fmt: skip
-        if self.store is not None:
+        if run.epochs > 0:
+            self.refuse_length(run.epochs)
+        if self.zeta > 0 and self.store is not None:
             self._load(data)
+
+    def refuse_length(self, epochs: int) -> None:
+        """Raise ``ValueError`` if friendly noise is wanted, but a training of so many epochs never makes it."""
+        if self.zeta > 0 and self.def_epoch >= epochs:
+            raise ValueError(
+                f"friendly noise would be made at epoch {self.def_epoch}, but training ends after {epochs}: "
+                "lower def_epoch"
+            )
 
     def _load(self, data: LabeledImages) -> NoiseStore:
         """The store, after making sure that it is of these images and this bound."""
