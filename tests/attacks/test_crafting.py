@@ -9,16 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from friends.attacks.crafting import (
-    Loop,
-    PixelAdam,
-    craft,
-    decay,
-    initial_delta,
-    milestones,
-    poison_gradient,
-    project,
-)
+from friends.attacks.crafting import Loop, craft, poison_gradient
+from friends.attacks.pixels import PixelAdam, decay, initial_delta, milestones, project
 from friends.data.augment import Augment
 from friends.types import Streams
 
@@ -137,9 +129,9 @@ def test_the_gradient_flows_through_the_augmentation() -> None:
     base, delta = random(2, 3, 8, 8), 0.1 * (random(2, 3, 8, 8, seed=1) - 0.5)
 
     def whole(d: Tensor) -> Tensor:
-        return curved(Augment()(base + d, generator(7), MOMENTS[0]))
+        return curved(Augment()(base + d, Streams(7)("augment", 0, 0), MOMENTS[0]))
 
-    score, gradient = poison_gradient(base, delta, [curved], loop(augment=Augment()), generator(7), MOMENTS[0])
+    score, gradient = poison_gradient(base, delta, [curved], loop(augment=Augment()), Streams(7), MOMENTS[0])
     assert score == pytest.approx(float(whole(delta)))
     for place in [(0, 0, 4, 4), (1, 2, 3, 5), (1, 1, 0, 0)]:
         step = torch.zeros_like(delta)
@@ -189,10 +181,8 @@ def test_surrogates_see_the_same_poisons_their_gradients_add_and_their_scores_av
         seen.append(x.detach().clone())
         return curved(x)
 
-    both = poison_gradient(base, delta, [other, third], loop(augment=Augment()), generator(), MOMENTS[0])
-    alone = [
-        poison_gradient(base, delta, [f], loop(augment=Augment()), generator(), MOMENTS[0]) for f in (other, third)
-    ]
+    both = poison_gradient(base, delta, [other, third], loop(augment=Augment()), Streams(0), MOMENTS[0])
+    alone = [poison_gradient(base, delta, [f], loop(augment=Augment()), Streams(0), MOMENTS[0]) for f in (other, third)]
     assert torch.equal(seen[0], seen[1])
     assert both[0] == pytest.approx((alone[0][0] + alone[1][0]) / 2)
     assert torch.allclose(both[1], alone[0][1] + alone[1][1])
@@ -200,8 +190,8 @@ def test_surrogates_see_the_same_poisons_their_gradients_add_and_their_scores_av
 
 def test_more_poisons_than_a_batch_are_done_in_turn_before_one_step() -> None:
     base = random(5, 3, 8, 8)
-    score, gradient = poison_gradient(base, torch.zeros_like(base), [curved], loop(batch=2), generator(), MOMENTS[0])
-    parts = [poison_gradient(part, torch.zeros_like(part), [curved], loop(), generator(), MOMENTS[0])
+    score, gradient = poison_gradient(base, torch.zeros_like(base), [curved], loop(batch=2), Streams(0), MOMENTS[0])
+    parts = [poison_gradient(part, torch.zeros_like(part), [curved], loop(), Streams(0), MOMENTS[0])
              for part in base.split(2)]  # fmt: skip
     assert score == pytest.approx(sum(part[0] for part in parts) / 3)
     assert torch.allclose(gradient, torch.cat([part[1] for part in parts]))

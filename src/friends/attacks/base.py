@@ -2,7 +2,7 @@
 
 An attack of bounded perturbations, whole::
 
-    rows = choose_bases(train, wanted_class(goal, train), budget, streams("bases"))
+    rows = choose_bases(train, goal, budget, streams("bases"))
     models = [surrogate(train, index=k) for k in ...]
     with still(models, ...):
         crafted = craft(train.pixels(rows), objectives, loop, ...)    # the outer loop, in crafting.py
@@ -14,30 +14,49 @@ An attack imports what it shares with others from here.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from friends.attacks.crafting import Crafted, Loop, Objective, Start, craft
+from friends.attacks.adaptive import Adaptive
+from friends.attacks.crafting import Crafted, Job, JointObjective, Loop, Objective, craft, craft_many
+from friends.attacks.halfway import Halfway, identity_of
+from friends.attacks.pixels import Start, check_xi
+from friends.attacks.surrogate import Surrogate
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
 from friends.modules import logits_of, penultimate, still
 from friends.types import Progress, Streams, silent
 
 __all__ = [
+    "About",
+    "Adaptive",
     "Attack",
+    "Cost",
     "Crafted",
+    "Halfway",
+    "Job",
+    "JointObjective",
     "Loop",
+    "ManyGoals",
     "Objective",
     "Settings",
+    "Sizes",
     "Start",
     "Surrogate",
+    "assembled",
+    "candidates",
     "check_budget",
+    "check_xi",
     "choose_bases",
     "craft",
+    "craft_many",
+    "identity_of",
     "logits_of",
     "penultimate",
     "place_of",
@@ -47,29 +66,6 @@ __all__ = [
     "still",
     "wanted_class",
 ]
-
-
-@runtime_checkable
-class Surrogate(Protocol):
-    """Train me a model as the victim would: what a gray-box attacker can do. Built by the benchmark from ``fit``.
-
-    In transfer learning it returns the pretrained network whose features the victim will use.
-
-    Args:
-        data: what to train on; Sleeper Agent passes its current poisons, everyone else the clean set.
-        index: which of many; each has its own initial weights and batch order, none those of a victim.
-        epochs: how far to train; None is the whole recipe. MetaPoison staggers its surrogates by this.
-        start: continue from this model instead of a new one; it is left as it was.
-    """
-
-    def __call__(
-        self,
-        data: LabeledImages,
-        *,
-        index: int = 0,
-        epochs: int | None = None,
-        start: nn.Module | None = None,
-    ) -> nn.Module: ...
 
 
 @runtime_checkable
@@ -84,9 +80,87 @@ class Settings(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What is to be known of an attack before it is run.
+
+    Args:
+        title: its usual name.
+        paper: authors, venue, year and arXiv id.
+        scenarios: in which its authors mean it to work: ``"scratch"``, ``"transfer"``, ``"finetune"``.
+        aim: ``"target"``, single test images as they are, or ``"backdoor"``, every image with a trigger.
+        clean_label: whether the poisons keep their true labels.
+        makes_trigger: whether the attack makes the trigger itself; else it is given with the goal.
+    """
+
+    title: str
+    paper: str
+    scenarios: tuple[str, ...]
+    aim: Literal["target", "backdoor"]
+    clean_label: bool = True
+    makes_trigger: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large a task is: what the cost of an attack depends on.
+
+    Args:
+        train: training images.
+        wanted: training images of the wanted class.
+        source: training images of the true class of the goal.
+        goal: images of the goal.
+        poisons: poisons of the goal.
+    """
+
+    train: int
+    wanted: int
+    source: int
+    goal: int
+    poisons: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What crafting for one goal costs, in images that pass through a surrogate.
+
+    Args:
+        forward: images that are only looked at.
+        gradient: images that are differentiated once, with respect to weights or pixels.
+        second: images that are differentiated twice, with respect to weights and then to pixels.
+        trainings: how many surrogates are trained by the victim's recipe, in whole trainings.
+    """
+
+    forward: int = 0
+    gradient: int = 0
+    second: int = 0
+    trainings: float = 1.0
+
+    @property
+    def passes(self) -> int:
+        """Images that enter a surrogate while crafting, training it not counted."""
+        return self.forward + self.gradient + self.second
+
+    @property
+    def forwards(self) -> float:
+        """Crafting in units of one image's forward pass; what a gradient costs was measured on a ResNet-18."""
+        return self.forward + GRADIENT * self.gradient + SECOND * self.second
+
+
+GRADIENT, SECOND = 2.2, 9.9
+"""What a gradient and a second-order gradient cost, in forward passes of the same image through a ResNet-18."""
+
+
 @runtime_checkable
 class Attack(Protocol):
-    """A frozen dataclass of hyper-parameters. Calling it is pure: same data, goal and streams, same poisons."""
+    """A frozen dataclass of hyper-parameters. Calling it is pure: same data, goal and streams, same poisons.
+
+    Called with a ``checkpoint`` folder, a crafting that was killed goes on where it last saved, to the same poisons.
+    The goal of what it returns is what success is judged by: that of the call, or, for an attack that makes its own
+    trigger, the same images with that trigger.
+    """
+
+    about: ClassVar[About]
 
     def __call__(
         self,
@@ -95,8 +169,29 @@ class Attack(Protocol):
         *,
         surrogate: Surrogate,
         streams: Streams,
+        checkpoint: Path | None = None,
         progress: Progress = silent,
     ) -> PoisonedDataset: ...
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """What crafting for one goal of such a task costs."""
+        ...
+
+
+@runtime_checkable
+class ManyGoals(Protocol):
+    """An attack that can craft for many goals in one batch, with the result of crafting for each by itself."""
+
+    def many(
+        self,
+        train: LabeledImages,
+        goals: Sequence[Goal],
+        *,
+        surrogate: Surrogate,
+        streams: Sequence[Streams],
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> list[PoisonedDataset]: ...
 
 
 def wanted_class(goal: Goal, train: LabeledImages) -> int:
@@ -127,16 +222,44 @@ def poison_count(budget: float, n: int) -> int:
     return math.ceil(budget * n - 1e-9)  # 0.07 * 100 is a little more than 7 in floating point
 
 
-def choose_bases(train: LabeledImages, wanted: int, budget: float, generator: torch.Generator) -> Int64[Tensor, " p"]:
-    """Rows of random training images of class ``wanted``, ascending, without repeats: the images to be poisoned.
+def choose_bases(train: LabeledImages, goal: Goal, budget: float, generator: torch.Generator) -> Int64[Tensor, " p"]:
+    """Rows of training images of the wanted class, ascending, without repeats: the images to be poisoned.
+
+    Those that the goal prescribes, if it does; else random ones.
 
     Args:
         budget: how many, as a fraction of the whole training set, rounded up.
         generator: on the CPU.
 
     Raises:
+        ValueError: the class has no image, or fewer than the budget asks for; or the prescribed ones are not as
+            many as the budget, or not of the wanted class.
+    """
+    of_class, count = candidates(train, goal, budget)
+    if goal.bases is not None:
+        return _prescribed(train, goal.bases.cpu(), of_class, count)
+    chosen = torch.randperm(len(of_class), generator=generator)[:count]
+    return of_class[chosen].sort().values
+
+
+def _prescribed(train: LabeledImages, bases: Tensor, of_class: Tensor, count: int) -> Int64[Tensor, " p"]:
+    if len(bases) != count:
+        raise ValueError(f"the goal prescribes {len(bases)} bases, but the budget is {count} poisons: a budget of "
+                         f"{len(bases) / len(train):g} would be that many")  # fmt: skip
+    astray = bases[~torch.isin(bases, of_class)]
+    if len(astray):
+        raise ValueError(f"the goal prescribes row {int(astray[0])} as a base, which is not of the wanted class: is "
+                         "the data in the order that the rows were meant for?")  # fmt: skip
+    return bases.sort().values
+
+
+def candidates(train: LabeledImages, goal: Goal, budget: float) -> tuple[Int64[Tensor, " k"], int]:
+    """All rows of the wanted class, ascending, and how many of them may be poisoned.
+
+    Raises:
         ValueError: the class has no image, or fewer than the budget asks for.
     """
+    wanted = wanted_class(goal, train)
     of_class = (train.y.cpu() == wanted).nonzero().flatten()
     count = poison_count(budget, len(train))
     name = train.classes[wanted]
@@ -147,8 +270,7 @@ def choose_bases(train: LabeledImages, wanted: int, budget: float, generator: to
             f"a budget of {budget:g} asks for {count} poisons, but class {name!r} has only {len(of_class)} images "
             f"in {train.name}: the budget can be at most {len(of_class) / len(train):g}"
         )
-    chosen = torch.randperm(len(of_class), generator=generator)[:count]
-    return of_class[chosen].sort().values
+    return of_class, count
 
 
 def rounded(base: Tensor, delta: Float[Tensor, "p c h w"], xi: float) -> Tensor:
@@ -167,26 +289,52 @@ def poisoned(
     attack: str,
     settings: Settings,
 ) -> PoisonedDataset:
-    """The training set with the poisons in place of their bases, labels kept, and the record of how they were made.
+    """The training set with crafted perturbations added to the bases, labels kept, and the record of how.
 
     Args:
         attack: the attack's name in ``ATTACKS``.
         settings: the attack, a dataclass; its fields go into the recipe as plain values.
     """
-    values = asdict(settings)
-    x = train.x.clone()
-    here = rows.to(x.device)
-    x[here] = rounded(x[here], crafted.delta, settings.xi)
-    recipe: dict[str, object] = {
-        "attack": attack,
-        **values,
-        "poisons": len(rows),
-        "wanted": train.classes[int(goal.y_wanted[0])],
+    pixels = rounded(train.x[rows.to(train.device)], crafted.delta, settings.xi)
+    facts: dict[str, object] = {
         "score_first": crafted.first,
         "score_last": crafted.last,
         "score": min(crafted.last),
     }
-    return PoisonedDataset(LabeledImages(x, train.y.clone(), train.classes, train.name), rows, goal, recipe)
+    return assembled(train, rows, pixels, goal, attack=attack, settings=settings, facts=facts)
+
+
+def assembled(
+    train: LabeledImages,
+    rows: Int64[Tensor, " p"],
+    pixels: UInt8[Tensor, "p c h w"],
+    goal: Goal,
+    *,
+    attack: str,
+    settings: object,
+    facts: Mapping[str, object] | None = None,
+    relabel: bool = False,
+) -> PoisonedDataset:
+    """The training set with the bytes of the poisons in place of their bases.
+
+    Args:
+        attack, settings: as for :func:`poisoned`.
+        facts: plain values about this crafting, for the recipe.
+        relabel: give every poison the wanted class (dirty-label attacks).
+    """
+    x, y = train.x.clone(), train.y.clone()
+    here = rows.to(x.device)
+    x[here] = pixels.to(x.device)
+    if relabel:
+        y[here] = wanted_class(goal, train)
+    recipe: dict[str, object] = {
+        "attack": attack,
+        **asdict(cast("Any", settings)),
+        "poisons": len(rows),
+        "wanted": train.classes[int(goal.y_wanted[0])],
+        **(facts or {}),
+    }
+    return PoisonedDataset(LabeledImages(x, y, train.classes, train.name), rows, goal, recipe)
 
 
 def place_of(model: nn.Module) -> Tensor:

@@ -22,24 +22,29 @@ three restarts differed by 1 to 14 percent.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from friends.attacks.base import (
+    About,
+    Cost,
+    Halfway,
     Loop,
     Objective,
+    Sizes,
     Surrogate,
     check_budget,
     choose_bases,
     craft,
+    identity_of,
     penultimate,
     place_of,
     poisoned,
     still,
-    wanted_class,
 )
 from friends.data.augment import Augment
 from friends.data.images import LabeledImages
@@ -82,6 +87,18 @@ class BullseyePolytope:
     form: Form = "mean-square"
     batch: int = 512
 
+    about: ClassVar[About] = About(
+        title="Bullseye Polytope",
+        paper="Aghakhani et al., EuroS&P 2021, arXiv 2005.00191",
+        scenarios=("transfer", "finetune"),
+        aim="target",
+    )
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Every poison is differentiated by every surrogate at every step of every restart."""
+        seen = sizes.poisons * self.steps * self.restarts * self.surrogates
+        return Cost(forward=sizes.goal * self.surrogates, gradient=seen, trainings=self.surrogates)
+
     def __post_init__(self) -> None:
         check_budget(self.budget)
         if self.form not in get_args(Form):
@@ -115,6 +132,7 @@ class BullseyePolytope:
         *,
         surrogate: Surrogate,
         streams: Streams,
+        checkpoint: Path | None = None,
         progress: Progress = silent,
     ) -> PoisonedDataset:
         """Poison ``train``. In transfer learning the surrogate is the very extractor that the victim will use.
@@ -123,8 +141,7 @@ class BullseyePolytope:
             ValueError: the goal does not fit the data, the budget is more than the wanted class has, or a
                 surrogate has no penultimate features.
         """
-        wanted = wanted_class(goal, train)
-        rows = choose_bases(train, wanted, self.budget, streams("bases"))
+        rows = choose_bases(train, goal, self.budget, streams("bases"))
         models = [surrogate(train, index=k) for k in range(self.surrogates)]
         base = train.pixels(rows.to(train.device)).to(place_of(models[0]))
         with still(models, freeze=True):
@@ -135,6 +152,7 @@ class BullseyePolytope:
                 self._loop(),
                 moments=train.moments,
                 streams=streams,
+                halfway=Halfway(checkpoint, identity_of(self, train, [goal], [streams])),
                 progress=progress,
                 what="bullseye polytope",
             )

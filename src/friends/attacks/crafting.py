@@ -10,8 +10,8 @@ Source: Gradient Matching (Geiping et al., ICLR 2021) and its authors' framework
             delta = project(delta, base, xi)              # |delta| <= xi, then 0 <= base + delta <= 1
         keep the restart whose last score is lowest
 
-Everything is in pixels in [0, 1], but the step size is in *normalised* units, as published: a step of ``tau`` moves a
-pixel by ``tau * std`` of its channel. ``tau=0.1`` on CIFAR-10 is about 6/255.
+The poisons of several goals can be crafted in one batch (:func:`craft_many`): where they do not influence each other,
+as with fixed features, that is exactly what crafting them one goal after the other gives.
 """
 
 from __future__ import annotations
@@ -19,76 +19,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import cast, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from friends.attacks.adaptive import Adaptive
+from friends.attacks.halfway import Halfway, State
+from friends.attacks.pixels import PixelAdam, Start, check_xi, decay, initial_delta, project
 from friends.data.augment import Augment
 from friends.types import Progress, Streams, silent
-
-Start = Literal["randn", "clean"]
-"""Where the perturbation starts: at random in the ball, or at the clean base image."""
 
 Objective = Callable[[Tensor], Tensor]
 """What an attack minimises with one surrogate: augmented poisons ``(b, c, h, w)`` in, a scalar out."""
 
-
-def initial_delta(
-    x: Float[Tensor, "p c h w"], xi: float, start: Start, generator: torch.Generator
-) -> Float[Tensor, "p c h w"]:
-    """A start like ``x``: N(0, 1) * xi clipped to +-xi, so that about a third of the values are at the bound, or 0.
-
-    Drawn on the CPU: the same poisons start the same on every device.
-    """
-    if start == "clean":
-        return torch.zeros_like(x)
-    return (torch.randn(x.shape, generator=generator) * xi).clamp(-xi, xi).to(x)
-
-
-def project(delta: Float[Tensor, "p c h w"], base: Float[Tensor, "p c h w"], xi: float) -> Float[Tensor, "p c h w"]:
-    """Clip to +-xi, then so that ``base + delta`` is in [0, 1]; ``base`` is the clean image, never augmented."""
-    return torch.minimum(torch.maximum(delta.clamp(-xi, xi), -base), 1 - base)
-
-
-def milestones(steps: int) -> tuple[int, int, int]:
-    """The steps at which the step size falls to a tenth: 3/8, 5/8 and 7/8 of the way, rounded as in the original."""
-    return int(steps // 2.667), int(steps // 1.6), int(steps // 1.142)
-
-
-def decay(step: int, steps: int) -> float:
-    """The factor of the step size at ``step`` (from 0) of ``steps``; the first step is never reduced."""
-    return 0.1 ** sum(0 < milestone <= step for milestone in milestones(steps))
-
-
-class PixelAdam:
-    """Adam (betas 0.9 and 0.999, eps 1e-8) in normalised units, on a perturbation in pixel units.
-
-    Args:
-        std: per-channel standard deviation of the pixels: one normalised unit.
-        signed: give Adam the *sign* of the gradient. As the second moment of signs is 1, a step is then ``rate``
-            times a running mean of signs. (The sign of Adam's step is another, weaker optimizer.)
-    """
-
-    def __init__(self, std: Float[Tensor, "1 c 1 1"], *, signed: bool) -> None:
-        self.std = std
-        self.signed = signed
-        self._steps = 0
-        self._mean: Tensor | float = 0.0
-        self._square: Tensor | float = 0.0
-
-    def step(self, delta: Tensor, gradient: Tensor, rate: float) -> Tensor:
-        """The perturbation after one step of size ``rate`` (normalised units) against the gradient (per pixel)."""
-        g = gradient * self.std  # d/d(delta/std)
-        if self.signed:
-            g = g.sign()
-        self._steps += 1
-        self._mean = 0.9 * self._mean + 0.1 * g
-        self._square = 0.999 * self._square + 0.001 * g * g
-        mean = self._mean / (1 - 0.9**self._steps)
-        square = self._square / (1 - 0.999**self._steps)
-        return delta - self.std * rate * mean / (square.sqrt() + 1e-8)
+JointObjective = Callable[[list[Tensor]], Tensor]
+"""The same for the poisons of t goals at once: a list of their augmented poisons in, ``(t,)`` scores out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +50,9 @@ class Loop:
         augment: fresh at every step and for each image; None for none.
         start: where the perturbation starts.
         signed: Adam on signs with the decaying step size of the original, or plain Adam with a constant one.
-        batch: poisons per forward pass. More poisons are done in turn, each batch with its own objective, before
-            one step is made with all.
+        batch: poisons of one goal per forward pass. More poisons are done in turn, each batch with its own
+            objective, before one step is made with all.
+        adapt: the defense that the poisons are to survive; None for an attacker who knows of none.
     """
 
     xi: float
@@ -115,6 +63,7 @@ class Loop:
     start: Start
     signed: bool = True
     batch: int = 512
+    adapt: Adaptive | None = None
 
     def __post_init__(self) -> None:
         check_xi(self.xi)
@@ -126,12 +75,25 @@ class Loop:
         if not 0 < self.tau < math.inf:
             raise ValueError(f"tau, the step size, must be positive, not {self.tau}")
 
+    @property
+    def draws(self) -> int:
+        """How often every poison is seen in one step."""
+        return 1 if self.adapt is None else self.adapt.draws
 
-def check_xi(xi: float) -> None:
-    """Raise ``ValueError`` unless a perturbation bounded by ``xi`` can survive rounding to bytes."""
-    if not 1 / 255 - 1e-9 <= xi <= 1:
-        hint = f"; did you mean {xi:g}/255?" if 1 < xi <= 255 else ""
-        raise ValueError(f"xi is in [1/255, 1] pixel units, not {xi!r}{hint}")
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """The poisons of one goal.
+
+    Args:
+        base: clean pixels in [0, 1], on the device of the surrogates.
+        streams: ``("init", restart)`` and ``("augment", restart, step)`` are drawn from.
+        fixed: friendly noise that the victim is expected to add, for an adaptive attacker.
+    """
+
+    base: Float[Tensor, "p c h w"]
+    streams: Streams
+    fixed: Float[Tensor, "p c h w"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,40 +118,129 @@ def craft(
     *,
     moments: tuple[tuple[float, ...], tuple[float, ...]],
     streams: Streams,
+    fixed: Float[Tensor, "p c h w"] | None = None,
+    halfway: Halfway | None = None,
     progress: Progress = silent,
     what: str = "poisons",
 ) -> Crafted:
-    """Perturb ``base`` within the ball so that the objectives, one per surrogate, become small.
+    """:func:`craft_many` for one goal, whose objectives take the poisons and return a scalar."""
+    joint = [_joint(objective) for objective in objectives]
+    job = Job(base, streams, fixed)
+    return craft_many([job], joint, loop, moments=moments, halfway=halfway, progress=progress, what=what)[0]
+
+
+def _joint(objective: Objective) -> JointObjective:
+    return lambda poisons: objective(poisons[0])[None]
+
+
+def craft_many(
+    jobs: Sequence[Job],
+    objectives: Sequence[JointObjective],
+    loop: Loop,
+    *,
+    moments: tuple[tuple[float, ...], tuple[float, ...]],
+    halfway: Halfway | None = None,
+    progress: Progress = silent,
+    what: str = "poisons",
+) -> list[Crafted]:
+    """Perturb the bases of every job within the ball so that the objectives, one per surrogate, become small.
 
     Args:
-        base: clean pixels in [0, 1], on the device of the surrogates.
-        objectives: all see the same augmented poisons; their gradients are summed and their scores averaged.
+        objectives: all see the same augmented poisons; their gradients are summed and their scores averaged. Each
+            job's poisons move down the gradient of the *sum* of the jobs' scores.
         moments: mean (what a shift brings in from outside) and standard deviation (the unit of ``tau``) per channel.
-        streams: ``("init", restart)`` and ``("augment", restart, step)`` are drawn from.
+        halfway: where the state is kept, to go on after a kill; nowhere if None.
         what: what ``progress`` calls this.
 
     Raises:
-        ValueError: a score is not finite.
+        ValueError: a score is not finite, or the state is that of another crafting.
     """
-    fill, std = moments[0], torch.tensor(moments[1]).view(1, -1, 1, 1).to(base)
-    best, first, last = base, list[float](), list[float]()
-    for restart in range(loop.restarts):
-        delta = initial_delta(base, loop.xi, loop.start, streams("init", restart))
-        adam = PixelAdam(std, signed=loop.signed)
-        score = math.inf
-        for step in range(loop.steps):
-            generator = streams("augment", restart, step, device=base.device)
-            score, gradient = poison_gradient(base, delta, objectives, loop, generator, fill)
-            if step == 0:
-                first.append(score)
-            rate = loop.tau * (decay(step, loop.steps) if loop.signed else 1)
-            delta = project(adam.step(delta, gradient, rate), base, loop.xi)
-            done = restart * loop.steps + step + 1
-            progress(what, done, loop.restarts * loop.steps, f"restart {restart}, score {score:.4f}")
-        if score < min(last, default=math.inf):
-            best = delta
-        last.append(score)
-    return Crafted(best, first, last)
+    loops = _Loops(jobs, loop, torch.tensor(moments[1]).view(1, -1, 1, 1).to(jobs[0].base))
+    state = halfway.load(jobs[0].base.device) if halfway else None
+    if state is not None:
+        loops.restore(*state)
+    while loops.restart < loop.restarts:
+        scores, gradient = joint_gradient(jobs, loops.delta, objectives, loop, loops.place, moments[0])
+        loops.step(scores, gradient)
+        done = loops.restart * loop.steps + loops.at
+        mean = sum(scores) / len(scores)
+        progress(what, done, loop.restarts * loop.steps, f"{loops.note}, score {mean:.4f}")
+        if halfway:
+            halfway.offer(loops.state)
+    return [
+        Crafted(best, first, last)
+        for best, first, last in zip(loops.best.split(loops.sizes), loops.first, loops.last, strict=True)
+    ]
+
+
+class _Loops:
+    """The loop's state over all jobs: where it is, what it has, and what the best restarts had."""
+
+    def __init__(self, jobs: Sequence[Job], loop: Loop, std: Float[Tensor, "1 c 1 1"]) -> None:
+        self.jobs, self.loop, self.std = jobs, loop, std
+        self.sizes = [len(job.base) for job in jobs]
+        self.base = torch.cat([job.base for job in jobs])
+        self.best = self.base
+        self.first: list[list[float]] = [[] for _ in jobs]
+        self.last: list[list[float]] = [[] for _ in jobs]
+        self.restart = self.at = 0
+        self._begin()
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Restart and step that come next."""
+        return self.restart, self.at
+
+    @property
+    def note(self) -> str:
+        return f"restart {self.restart}"
+
+    def _begin(self) -> None:
+        starts = [
+            initial_delta(job.base, self.loop.xi, self.loop.start, job.streams("init", self.restart))
+            for job in self.jobs
+        ]
+        self.delta = torch.cat(starts)
+        self.adam = PixelAdam(self.std, signed=self.loop.signed)
+
+    def step(self, scores: list[float], gradient: Tensor) -> None:
+        """Move by one step; at the last one of a restart, keep what is best and begin the next."""
+        loop = self.loop
+        if self.at == 0:
+            for j, score in enumerate(scores):
+                self.first[j].append(score)
+        rate = loop.tau * (decay(self.at, loop.steps) if loop.signed else 1)
+        self.delta = project(self.adam.step(self.delta, gradient, rate), self.base, loop.xi)
+        self.at += 1
+        if self.at == loop.steps:
+            self._finish(scores)
+
+    def _finish(self, scores: list[float]) -> None:
+        kept: list[Tensor] = []
+        for j, (new, old) in enumerate(zip(self.delta.split(self.sizes), self.best.split(self.sizes), strict=True)):
+            kept.append(new if scores[j] < min(self.last[j], default=math.inf) else old)
+            self.last[j].append(scores[j])
+        self.best = torch.cat(kept)
+        self.restart, self.at = self.restart + 1, 0
+        if self.restart < self.loop.restarts:
+            self._begin()
+
+    def state(self) -> State:
+        """Everything that :meth:`restore` needs."""
+        moments, steps = self.adam.state()
+        numbers: dict[str, object] = {
+            "restart": self.restart, "at": self.at, "adam_steps": steps, "first": self.first, "last": self.last
+        }  # fmt: skip
+        return {"delta": self.delta, "best": self.best, **moments}, numbers
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, object]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self.restart, self.at = int(cast(int, numbers["restart"])), int(cast(int, numbers["at"]))
+        self.first = cast("list[list[float]]", numbers["first"])
+        self.last = cast("list[list[float]]", numbers["last"])
+        self.delta, self.best = tensors["delta"], tensors["best"]
+        self.adam = PixelAdam(self.std, signed=self.loop.signed)
+        self.adam.restore(tensors, int(cast(int, numbers["adam_steps"])))
 
 
 def poison_gradient(
@@ -197,27 +248,72 @@ def poison_gradient(
     delta: Float[Tensor, "p c h w"],
     objectives: Sequence[Objective],
     loop: Loop,
-    generator: torch.Generator,
+    streams: Streams,
     fill: tuple[float, ...],
+    place: tuple[int, int] = (0, 0),
 ) -> tuple[float, Float[Tensor, "p c h w"]]:
-    """The mean score of the perturbed images, and the gradient of the summed scores with respect to ``delta``."""
-    total, gradients = 0.0, list[Tensor]()
-    parts = range(0, len(base), loop.batch)
-    for begin in parts:
-        part = delta[begin : begin + loop.batch].detach().requires_grad_()
-        seen = base[begin : begin + loop.batch] + part
-        if loop.augment is not None:
-            seen = loop.augment(seen, generator, fill)
+    """The mean score of the perturbed images of one goal, and the gradient of the summed scores."""
+    joint = [_joint(objective) for objective in objectives]
+    scores, gradient = joint_gradient([Job(base, streams)], delta, joint, loop, place, fill)
+    return scores[0], gradient
+
+
+def joint_gradient(
+    jobs: Sequence[Job],
+    delta: Float[Tensor, "s c h w"],
+    objectives: Sequence[JointObjective],
+    loop: Loop,
+    place: tuple[int, int],
+    fill: tuple[float, ...],
+) -> tuple[list[float], Float[Tensor, "s c h w"]]:
+    """Per job the mean score over surrogates, draws and batches, and the gradient with respect to ``delta``.
+
+    The gradient is summed over surrogates and jobs, and averaged over the draws.
+
+    Args:
+        delta: the perturbations of all jobs, one after the other.
+        place: restart and step, which name the stream of this step's augmentation.
+        fill: per-channel colour of what a shift brings in.
+
+    Raises:
+        ValueError: a score is not finite, or the jobs differ in their number of poisons.
+    """
+    sizes = [len(job.base) for job in jobs]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"goals that are crafted together need equally many poisons, not {sizes}")
+    leaf = delta.detach().requires_grad_()
+    generators = [job.streams("augment", *place, device=delta.device) for job in jobs]
+    totals = torch.zeros(len(jobs), dtype=torch.float64)
+    gradient = torch.zeros_like(delta)
+    parts = -(-max(sizes) // loop.batch)
+    for draw in range(loop.draws * parts):
+        span = slice(draw % parts * loop.batch, (draw % parts + 1) * loop.batch)
+        seen = [
+            _seen(job, own, span, loop, generator, fill)
+            for job, own, generator in zip(jobs, leaf.split(sizes), generators, strict=True)
+        ]
         # The objectives may differentiate twice; cutting the graph here keeps that away from the bilinear sampling.
-        entered = seen.detach().requires_grad_()
-        at_entry = torch.zeros_like(entered)
+        entered = [one.detach().requires_grad_() for one in seen]
+        at_entry = [torch.zeros_like(one) for one in entered]
         for objective in objectives:
-            score = objective(entered)
-            total += float(score.detach()) / (len(objectives) * len(parts))
-            at_entry += torch.autograd.grad(score, entered)[0]
-        gradients.append(torch.autograd.grad(seen, part, at_entry)[0])
-    if not math.isfinite(total):
-        raise ValueError(
-            f"the objective became {total}: the surrogate is not finite, or fits the poisons without any loss"
-        )
-    return total, torch.cat(gradients)
+            scores = objective(entered)
+            totals += scores.detach().double().cpu() / (len(objectives) * loop.draws * parts)
+            for total, part in zip(at_entry, torch.autograd.grad(scores.sum(), entered), strict=True):
+                total += part
+        gradient += torch.autograd.grad(seen, leaf, at_entry)[0] / loop.draws
+    for total in totals.tolist():
+        if not math.isfinite(total):
+            raise ValueError(
+                f"the objective became {total}: the surrogate is not finite, or fits the poisons without any loss"
+            )
+    return totals.tolist(), gradient
+
+
+def _seen(
+    job: Job, delta: Tensor, span: slice, loop: Loop, generator: torch.Generator, fill: tuple[float, ...]
+) -> Float[Tensor, "b c h w"]:
+    """Some poisons of a job as the surrogate will see them: with the noise of the defense, if known, and augmented."""
+    seen = job.base[span] + delta[span]
+    if loop.adapt is not None:
+        seen = loop.adapt.disturbed(seen, None if job.fixed is None else job.fixed[span], generator)
+    return seen if loop.augment is None else loop.augment(seen, generator, fill)

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -25,13 +27,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from friends.attacks.base import (
+    About,
+    Cost,
+    Halfway,
     Loop,
     Objective,
+    Sizes,
     Start,
     Surrogate,
     check_budget,
     choose_bases,
     craft,
+    identity_of,
     logits_of,
     place_of,
     poisoned,
@@ -76,6 +83,18 @@ class GradientMatching:
     init: Start = "randn"
     batch: int = 512
 
+    about: ClassVar[About] = About(
+        title="Gradient Matching (Witches' Brew)",
+        paper="Geiping et al., ICLR 2021, arXiv 2009.02276",
+        scenarios=("scratch",),
+        aim="target",
+    )
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Every poison is differentiated twice by every surrogate at every step of every restart."""
+        seen = sizes.poisons * self.steps * self.restarts * self.surrogates
+        return Cost(gradient=sizes.goal * self.surrogates, second=seen, trainings=self.surrogates)
+
     def __post_init__(self) -> None:
         check_budget(self.budget)
         if self.surrogates < 1:
@@ -100,6 +119,7 @@ class GradientMatching:
         *,
         surrogate: Surrogate,
         streams: Streams,
+        checkpoint: Path | None = None,
         progress: Progress = silent,
     ) -> PoisonedDataset:
         """Poison ``train``. The surrogates are trained on it as it is; they and ``train`` are left as they were.
@@ -109,7 +129,7 @@ class GradientMatching:
                 surrogate has nothing to match.
         """
         wanted = wanted_class(goal, train)
-        rows = choose_bases(train, wanted, self.budget, streams("bases"))
+        rows = choose_bases(train, goal, self.budget, streams("bases"))
         models = [surrogate(train, index=k) for k in range(self.surrogates)]
         base = train.pixels(rows.to(train.device)).to(place_of(models[0]))
         with still(models, freeze=False):
@@ -120,6 +140,7 @@ class GradientMatching:
                 self._loop(),
                 moments=train.moments,
                 streams=streams,
+                halfway=Halfway(checkpoint, identity_of(self, train, [goal], [streams])),
                 progress=progress,
                 what="gradient matching",
             )

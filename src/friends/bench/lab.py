@@ -20,6 +20,7 @@ from friends.data import sources
 from friends.data.files import write_json
 from friends.data.images import LabeledImages
 from friends.defenses.friends import Friends
+from friends.noise.random import RandomNoise
 from friends.training.defense import Defense
 from friends.training.fit import Fitted, Watch, fit
 from friends.training.recipe import Recipe
@@ -185,33 +186,47 @@ class Lab:
 
     def _surrogate(self, family: str) -> Surrogate:
         """Models of an attacker; ``family`` keeps those of different attackers apart. Each is trained once."""
-        trained: dict[tuple[str, int, int | None], nn.Module] = {}
+        trained: dict[tuple[object, ...], nn.Module] = {}
 
         def surrogate(
-            data: LabeledImages, *, index: int = 0, epochs: int | None = None, start: nn.Module | None = None
+            data: LabeledImages,
+            *,
+            index: int = 0,
+            epochs: int | None = None,
+            start: nn.Module | None = None,
+            noise: tuple[RandomNoise, float] | None = None,
         ) -> nn.Module:
             if start is not None:
-                return self._train_surrogate(data, family, index, epochs, start)
+                return self._train_surrogate(data, family, index, epochs, start, noise)
             if self.trial.scenario != "scratch" and index == 0:
                 return self.pretrained  # the victim's own features: a white box
-            key = (data.fingerprint, index, epochs)
+            key = (data.fingerprint, index, epochs, noise)
             if key not in trained:
-                trained[key] = self._train_surrogate(data, family, index, epochs, None)
+                trained[key] = self._train_surrogate(data, family, index, epochs, None, noise)
             return trained[key]
 
         return surrogate
 
     def _train_surrogate(
-        self, data: LabeledImages, family: str, index: int, epochs: int | None, start: nn.Module | None
+        self,
+        data: LabeledImages,
+        family: str,
+        index: int,
+        epochs: int | None,
+        start: nn.Module | None,
+        noise: tuple[RandomNoise, float] | None,
     ) -> nn.Module:
         scratch = self.trial.scenario == "scratch"
-        recipe = self.trial.recipe if scratch else self.trial.pretraining
-        recipe = recipe.first(epochs)
+        recipe = (self.trial.recipe if scratch else self.trial.pretraining).first(epochs)
         streams = self.streams.child("surrogate", family, index)
         name = f"surrogate-{family}-{index}"
+        defenses = () if noise is None else (Friends(zeta=0, random=noise[0], mu=noise[1]),)
         if start is not None:
-            return self.fit(data, lambda _g: deepcopy(start), name, recipe, streams, resumable=False).model
-        folder = f"{name}-{recipe.epochs}-{data.fingerprint[:12]}"
-        fitted = self.fit(data, self.build, folder, recipe, streams)
-        self.took(f"training {name}, {recipe.epochs} epochs", fitted.seconds)
+            return self.fit(
+                data, lambda _g: deepcopy(start), name, recipe, streams, defenses=defenses, resumable=False
+            ).model
+        kind = "" if noise is None else f"-{noise[0]}{255 * noise[1]:g}"
+        folder = f"{name}-{recipe.epochs}{kind}-{data.fingerprint[:12]}"
+        fitted = self.fit(data, self.build, folder, recipe, streams, defenses=defenses)
+        self.took(f"training {name}{kind}, {recipe.epochs} epochs", fitted.seconds)
         return fitted.model

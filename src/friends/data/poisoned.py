@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,47 +14,11 @@ from torch import Tensor
 
 from friends.data.files import read_tensors, write_tensors
 from friends.data.images import LabeledImages
+from friends.data.triggers import Additive, Patch, Stamp, Trigger, trigger_from_file, trigger_to_file
+
+__all__ = ["Additive", "Goal", "Patch", "PoisonedDataset", "Stamp", "Trigger"]
 
 FORMAT = "friends-poisons-1"
-
-
-@runtime_checkable
-class Trigger(Protocol):
-    """What turns a clean image into one that the backdoor answers to."""
-
-    def __call__(self, x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """A patch pasted over the image, at an independent uniformly random place (Sleeper Agent) or a fixed one.
-
-    Args:
-        pixels: ``(c, ph, pw)`` float patch in [0, 1].
-        corner: row and column of its upper left pixel, or None for a random place per image.
-    """
-
-    pixels: Float[Tensor, "c ph pw"]
-    corner: tuple[int, int] | None = None
-
-    def __call__(self, x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]:
-        """A copy of ``x`` with the patch pasted in. Raises ``ValueError`` where the patch does not fit."""
-        _, ph, pw = self.pixels.shape
-        b, c, h, w = x.shape
-        if ph > h or pw > w or self.pixels.shape[0] not in (1, c):
-            raise ValueError(f"a patch of {tuple(self.pixels.shape)} does not fit images of {(c, h, w)}")
-        if self.corner is not None and not (0 <= self.corner[0] <= h - ph and 0 <= self.corner[1] <= w - pw):
-            raise ValueError(f"a patch of {(ph, pw)} at {self.corner} does not fit images of {(c, h, w)}")
-        if self.corner is None:
-            rows = torch.randint(h - ph + 1, (b,), generator=generator).tolist()
-            columns = torch.randint(w - pw + 1, (b,), generator=generator).tolist()
-        else:
-            rows, columns = [self.corner[0]] * b, [self.corner[1]] * b
-        out = x.clone()
-        patch = self.pixels.to(x)
-        for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
-            out[i, :, row : row + ph, column : column + pw] = patch
-        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +31,12 @@ class Goal:
         y_wanted: ``(m,)`` the labels that the attacker wants for them.
         trigger: for a backdoor, the function that made ``x`` from clean images, for attacks that apply it elsewhere.
         name: what reports call it, e.g. ``"test image 876: dog -> frog"``.
+        bases: rows of the training set that the protocol prescribes to be poisoned (the standard keys, published
+            setups); None leaves the choice to the attack.
 
     Raises:
-        ValueError: the goal is empty, shapes do not fit, pixels are not in [0, 1], or an image is already wanted
-            as what it is.
+        ValueError: the goal is empty, shapes do not fit, pixels are not in [0, 1], an image is already wanted
+            as what it is, or a base is prescribed twice.
     """
 
     x: Float[Tensor, "m c h w"]
@@ -78,6 +44,7 @@ class Goal:
     y_wanted: Int64[Tensor, " m"]
     trigger: Trigger | None = None
     name: str = "goal"
+    bases: Int64[Tensor, " p"] | None = None
 
     def __post_init__(self) -> None:
         m = self.x.shape[0]
@@ -91,6 +58,9 @@ class Goal:
         same = (self.y_true == self.y_wanted).nonzero()
         if len(same):
             raise ValueError(f"goal image {int(same[0])} is wanted as its own class {int(self.y_true[same[0, 0]])}")
+        if self.bases is not None and len(self.bases.unique()) != len(self.bases):
+            row = next(row for row in self.bases.tolist() if int((self.bases == row).sum()) > 1)
+            raise ValueError(f"row {row} is prescribed as a base more than once")
 
     def __len__(self) -> int:
         return len(self.y_true)
@@ -147,6 +117,14 @@ class PoisonedDataset:
             row = int(wrong.nonzero()[0])
             why = "a clean-label attack keeps labels" if clean_label else "it is no poison"
             raise ValueError(f"row {row} has label {int(self.train.y[row])}, but it was {int(clean.y[row])}: {why}")
+        if not bool((difference[p] > 0).any() | relabelled[p].any()):
+            raise ValueError(f"none of the {len(p)} poisons differs from its base image: it would look like a "
+                             "perfect defense")  # fmt: skip
+        astray = p[~torch.isin(self.train.y.cpu()[p], self.goal.y_wanted.cpu())]
+        if len(astray):
+            name = self.train.classes[int(self.train.y[astray[0]])]
+            raise ValueError(f"poison {int(astray[0])} is of class {name!r}, which the goal does not want: it would "
+                             "teach nothing of use to the attacker")  # fmt: skip
         if xi is not None:
             bound = math.floor(xi * 255 + 1e-6)
             far = (difference > bound).nonzero().flatten()
@@ -190,14 +168,11 @@ class PoisonedDataset:
             "recipe": dict(self.recipe),
             "goal": goal.name,
             "poisoned": self.train.fingerprint,
-            "trigger": "none",
         }
-        if isinstance(goal.trigger, Patch):
-            tensors["patch"] = goal.trigger.pixels
-            header |= {"trigger": "patch", "corner": goal.trigger.corner}
-        elif goal.trigger is not None:
-            header["trigger"] = "other"
-        write_tensors(path, tensors, header)
+        held, named = trigger_to_file(goal.trigger)
+        if goal.bases is not None:
+            held["goal_bases"] = goal.bases
+        write_tensors(path, tensors | held, header | named)
 
     @classmethod
     def load(cls, path: Path, clean: LabeledImages) -> PoisonedDataset:
@@ -240,13 +215,7 @@ def _replaced(path: Path, tensors: Mapping[str, Tensor], clean: LabeledImages) -
 
 
 def _goal(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> Goal:
-    """The goal of a file, with its trigger if that is a patch."""
-    trigger: Trigger | None = None
-    if header["trigger"] == "patch":
-        corner = cast("list[int] | None", header["corner"])
-        if corner is not None and [type(part) for part in corner] != [int, int]:
-            raise ValueError(f"{path} has a patch whose corner is {corner!r}, not a row and a column")
-        trigger = Patch(tensors["patch"], None if corner is None else (corner[0], corner[1]))
-    elif header["trigger"] != "none":
-        raise ValueError(f"{path} has a trigger that cannot be stored in a file")
-    return Goal(tensors["goal_x"], tensors["goal_y_true"], tensors["goal_y_wanted"], trigger, str(header["goal"]))
+    """The goal of a file."""
+    trigger = trigger_from_file(str(path), tensors, header)
+    shown, y_true, y_wanted = tensors["goal_x"], tensors["goal_y_true"], tensors["goal_y_wanted"]
+    return Goal(shown, y_true, y_wanted, trigger, str(header["goal"]), tensors.get("goal_bases"))

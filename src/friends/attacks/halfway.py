@@ -1,0 +1,79 @@
+"""A crafting in progress on disk: killed anywhere, it goes on where it last saved, to the same poisons.
+
+Every loop of an attack that takes long keeps its state as named tensors and a few plain numbers, and offers them
+after every step; they are written when enough time has passed since the last time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from friends.data.files import read_tensors, write_tensors
+from friends.data.images import LabeledImages
+from friends.data.poisoned import Goal
+from friends.types import Streams
+
+State = tuple[dict[str, Tensor], dict[str, object]]
+"""Named tensors, and plain JSON values."""
+
+
+class Halfway:
+    """Where one loop keeps its state; without a folder nothing is kept.
+
+    Args:
+        folder: made if needed; None to keep nothing.
+        identity: what makes this crafting this one and no other, from :func:`identity_of`.
+        name: the loop's own file, for attacks that have several.
+        seconds: state is written if that long has passed since it was last written, or since the start.
+
+    Raises:
+        ValueError: the folder holds the state of another crafting.
+    """
+
+    def __init__(self, folder: Path | None, identity: str, *, name: str = "craft", seconds: float = 5.0) -> None:
+        self.file = None if folder is None else folder / f"{name}.safetensors"
+        self.identity = identity
+        self.seconds = seconds
+        self._last = time.monotonic()
+
+    def load(self, device: torch.device | str = "cpu") -> State | None:
+        """The state that was last written, tensors on ``device``; None if there is none."""
+        if self.file is None or not self.file.exists():
+            return None
+        tensors, header = read_tensors(self.file)
+        if header.get("identity") != self.identity:
+            raise ValueError(f"{self.file} holds another crafting: other data, goal, settings or seed. Delete it, "
+                             "or choose another folder.")  # fmt: skip
+        numbers = cast("dict[str, object]", header["numbers"])
+        return {name: tensor.to(device) for name, tensor in tensors.items()}, numbers
+
+    def offer(self, state: Callable[[], State], *, force: bool = False) -> None:
+        """Write ``state()`` if it is time, or if forced; it is not even asked for otherwise."""
+        if self.file is None or (not force and time.monotonic() - self._last < self.seconds):
+            return
+        tensors, numbers = state()
+        write_tensors(self.file, tensors, {"identity": self.identity, "numbers": numbers})
+        self._last = time.monotonic()
+
+
+def identity_of(attack: object, train: LabeledImages, goals: list[Goal], streams: list[Streams]) -> str:
+    """A hash of everything that the poisons follow from, but for the surrogates, which follow from the same."""
+    sha = hashlib.sha256(repr((attack, [s.seed for s in streams])).encode())
+    sha.update(train.fingerprint.encode())
+    for goal in goals:
+        for tensor in (goal.x, goal.y_true, goal.y_wanted, goal.bases):
+            if tensor is not None:
+                sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:32]
+
+
+def numbers_of(values: Mapping[str, object]) -> dict[str, object]:
+    """Plain values without those that JSON does not have: infinities become None."""
+    return {name: None if value in (float("inf"), float("-inf")) else value for name, value in values.items()}

@@ -1,0 +1,157 @@
+"""Triggers: what turns a clean image into one that a backdoor answers to.
+
+A trigger is a frozen value that is called with pixels and a generator, and that a file can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@runtime_checkable
+class Trigger(Protocol):
+    """Pixels in [0, 1] in, triggered pixels in [0, 1] out; the input is left as it is."""
+
+    def __call__(self, x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A patch pasted over the image, at an independent uniformly random place (Sleeper Agent) or a fixed one.
+
+    Args:
+        pixels: ``(c, ph, pw)`` float patch in [0, 1].
+        corner: row and column of its upper left pixel, or None for a random place per image.
+    """
+
+    pixels: Float[Tensor, "c ph pw"]
+    corner: tuple[int, int] | None = None
+
+    def __call__(self, x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]:
+        """A copy of ``x`` with the patch pasted in. Raises ``ValueError`` where the patch does not fit."""
+        _, ph, pw = self.pixels.shape
+        b, c, h, w = x.shape
+        if ph > h or pw > w or self.pixels.shape[0] not in (1, c):
+            raise ValueError(f"a patch of {tuple(self.pixels.shape)} does not fit images of {(c, h, w)}")
+        if self.corner is not None and not (0 <= self.corner[0] <= h - ph and 0 <= self.corner[1] <= w - pw):
+            raise ValueError(f"a patch of {(ph, pw)} at {self.corner} does not fit images of {(c, h, w)}")
+        if self.corner is None:
+            rows = torch.randint(h - ph + 1, (b,), generator=generator).tolist()
+            columns = torch.randint(w - pw + 1, (b,), generator=generator).tolist()
+        else:
+            rows, columns = [self.corner[0]] * b, [self.corner[1]] * b
+        out = x.clone()
+        patch = self.pixels.to(x)
+        for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
+            out[i, :, row : row + ph, column : column + pw] = patch
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Stamp:
+    """Pixels blended into the whole image by a mask: ``x * (1 - mask) + pixels * mask`` (BadNets, four corners).
+
+    Args:
+        pixels: ``(c, h, w)`` float pixels in [0, 1].
+        mask: ``(h, w)`` share of the stamp in [0, 1] at every place; 0 leaves the image, 1 covers it.
+    """
+
+    pixels: Float[Tensor, "c h w"]
+    mask: Float[Tensor, "h w"]
+
+    def __call__(self, x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]:
+        """A stamped copy of ``x``; nothing is drawn. Raises ``ValueError`` for images of another shape."""
+        if x.shape[1:] != self.pixels.shape:
+            raise ValueError(f"a stamp of {tuple(self.pixels.shape)} does not fit images of {tuple(x.shape[1:])}")
+        mask = self.mask.to(x)
+        return x * (1 - mask) + self.pixels.to(x) * mask
+
+
+@dataclass(frozen=True, eq=False)
+class Additive:
+    """A perturbation added to the whole image and clipped to [0, 1] (Narcissus).
+
+    Args:
+        pixels: ``(c, h, w)`` what is added, float, of either sign. All 0 stands for a trigger that the attack has
+            yet to make.
+    """
+
+    pixels: Float[Tensor, "c h w"]
+
+    def __call__(self, x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]:
+        """``x + pixels`` in [0, 1]; nothing is drawn. Raises ``ValueError`` for images of another shape."""
+        if x.shape[1:] != self.pixels.shape:
+            raise ValueError(f"a trigger of {tuple(self.pixels.shape)} does not fit images of {tuple(x.shape[1:])}")
+        return (x + self.pixels.to(x)).clamp(0, 1)
+
+
+def colour_grid(size: int, channels: int = 3) -> Float[Tensor, "c s s"]:
+    """The trigger of Hidden Trigger Backdoor and Sleeper Agent: four by four colours, scaled smoothly to ``size``.
+
+    Args:
+        size: side in pixels.
+        channels: 3 for colour; 1 takes the mean over the colours.
+
+    Raises:
+        ValueError: another number of channels, or no size.
+    """
+    if size < 1 or channels not in (1, 3):
+        raise ValueError(f"a colour grid has a side of at least 1 pixel and 1 or 3 channels, not {size}, {channels}")
+    k, b, c, g, r, y, w = (
+        (0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1)
+    )  # fmt: skip
+    grid = [[r, g, b, w], [c, y, w, w], [k, k, b, k], [c, r, y, b]]
+    colours = torch.tensor(grid, dtype=torch.float32).permute(2, 0, 1)[None]
+    large = F.interpolate(colours, size=(80, 80), mode="bilinear")  # the published file has 80 pixels a side
+    patch = F.interpolate(large, size=(size, size), mode="bilinear", antialias=True)[0].clamp(0, 1)
+    return patch if channels == 3 else patch.mean(0, keepdim=True)
+
+
+def checkerboard(size: int, channels: int = 3) -> Float[Tensor, "c s s"]:
+    """The trigger of BadNets and of the clean-label backdoors after it: black and white pixels, white corners."""
+    if size < 1:
+        raise ValueError(f"a checkerboard has a side of at least 1 pixel, not {size}")
+    line = torch.arange(size)
+    return ((line[:, None] + line[None]) % 2 == 0).float().expand(channels, size, size).clone()
+
+
+def trigger_to_file(trigger: Trigger | None) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Tensors and header entries that hold a trigger; one of another kind is only named."""
+    if trigger is None:
+        return {}, {"trigger": "none"}
+    if isinstance(trigger, Patch):
+        return {"patch": trigger.pixels}, {"trigger": "patch", "corner": trigger.corner}
+    if isinstance(trigger, Stamp):
+        return {"stamp": trigger.pixels, "mask": trigger.mask}, {"trigger": "stamp"}
+    if isinstance(trigger, Additive):
+        return {"additive": trigger.pixels}, {"trigger": "additive"}
+    return {}, {"trigger": "other"}
+
+
+def trigger_from_file(where: str, tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> Trigger | None:
+    """What :func:`trigger_to_file` wrote.
+
+    Raises:
+        KeyError: a part is missing.
+        ValueError: begins with ``where``; the trigger is of a kind that no file can hold, or is torn.
+    """
+    kind = header["trigger"]
+    if kind == "none":
+        return None
+    if kind == "stamp":
+        return Stamp(tensors["stamp"], tensors["mask"])
+    if kind == "additive":
+        return Additive(tensors["additive"])
+    if kind != "patch":
+        raise ValueError(f"{where} has a trigger that cannot be stored in a file")
+    corner = cast("list[int] | None", header["corner"])
+    if corner is not None and [type(part) for part in corner] != [int, int]:
+        raise ValueError(f"{where} has a patch whose corner is {corner!r}, not a row and a column")
+    return Patch(tensors["patch"], None if corner is None else (corner[0], corner[1]))
