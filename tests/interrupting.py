@@ -17,3 +17,16 @@ def stop_at(step: int, what: str = "training") -> Progress:
             raise Stop
 
     return progress
+
+
+def stop_at_call(count: int) -> Progress:
+    """Progress that raises :class:`Stop` when it is told something for the ``count``-th time."""
+    calls = 0
+
+    def progress(name: str, done: int, total: int, note: str = "", /) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            raise Stop
+
+    return progress
