@@ -20,6 +20,9 @@ from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal
 from friends.types import Streams
 
+SECONDS = 5.0
+"""How long a loop works between two writings of its state."""
+
 State = tuple[dict[str, Tensor], dict[str, object]]
 """Named tensors, and plain JSON values."""
 
@@ -31,16 +34,14 @@ class Halfway:
         folder: made if needed; None to keep nothing.
         identity: what makes this crafting this one and no other, from :func:`identity_of`.
         name: the loop's own file, for attacks that have several.
-        seconds: state is written if that long has passed since it was last written, or since the start.
 
     Raises:
         ValueError: the folder holds the state of another crafting.
     """
 
-    def __init__(self, folder: Path | None, identity: str, *, name: str = "craft", seconds: float = 5.0) -> None:
+    def __init__(self, folder: Path | None, identity: str, *, name: str = "craft") -> None:
         self.file = None if folder is None else folder / f"{name}.safetensors"
         self.identity = identity
-        self.seconds = seconds
         self._last = time.monotonic()
 
     def load(self, device: torch.device | str = "cpu") -> State | None:
@@ -55,8 +56,8 @@ class Halfway:
         return {name: tensor.to(device) for name, tensor in tensors.items()}, numbers
 
     def offer(self, state: Callable[[], State], *, force: bool = False) -> None:
-        """Write ``state()`` if it is time, or if forced; it is not even asked for otherwise."""
-        if self.file is None or (not force and time.monotonic() - self._last < self.seconds):
+        """Write ``state()`` if :data:`SECONDS` have passed since the last time, or if forced; else it is not asked for."""
+        if self.file is None or (not force and time.monotonic() - self._last < SECONDS):
             return
         tensors, numbers = state()
         write_tensors(self.file, tensors, {"identity": self.identity, "numbers": numbers})
