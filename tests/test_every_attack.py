@@ -168,7 +168,7 @@ def test_a_killed_crafting_goes_on_to_the_same_poisons(
             SMALL[name](few_digits, goal_for(name, few_digits), surrogate=surrogate, streams=Streams(0),
                         checkpoint=tmp_path, progress=stop_at_call(2))  # fmt: skip
             finished = True
-        except Stop:
+        except Stop:  # noqa: PERF203
             kills += 1
     assert finished, "it begins anew after every kill"
     again = made(name, few_digits, checkpoint=tmp_path)

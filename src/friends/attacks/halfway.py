@@ -56,7 +56,7 @@ class Halfway:
         return {name: tensor.to(device) for name, tensor in tensors.items()}, numbers
 
     def offer(self, state: Callable[[], State], *, force: bool = False) -> None:
-        """Write ``state()`` if :data:`SECONDS` have passed since the last time, or if forced; else it is not asked for."""
+        """Write ``state()`` if :data:`SECONDS` have passed since the last time, or if forced."""
         if self.file is None or (not force and time.monotonic() - self._last < SECONDS):
             return
         tensors, numbers = state()
