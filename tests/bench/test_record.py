@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from dataclasses import fields, replace
@@ -27,6 +28,7 @@ from friends.bench.record import (
     versions,
     wilson,
 )
+from friends.bench.statistics import paired_p
 from friends.data.files import write_tensors
 from friends.data.images import LabeledImages
 
@@ -223,9 +225,22 @@ def test_an_arm_refuses_numbers_that_contradict_each_other(changes: dict[str, An
 
 
 def test_a_backdoor_arm_counts_images_and_goals_apart() -> None:
-    arm = replace(samples.ARMS[0], successes=650, n=800, history=())
-    assert arm.rate == 650 / 800
-    assert arm.interval == wilson(650, 800)
+    rates = tuple(0.9 if hit else 0.1 for hit in samples.ARMS[0].succeeded)
+    arm = replace(samples.ARMS[0], successes=650, n=800, history=(), rates=rates)
+    assert arm.rate == pytest.approx(sum(rates) / 8)
+    assert arm.interval == wilson(sum(rates), 8)  # as wide as eight trials make it, not eight hundred
+    with pytest.raises(ValueError, match="which goals they belong to is unknown"):
+        replace(samples.ARMS[0], successes=650, n=800, history=(), rates=())
+    with pytest.raises(ValueError, match="are not those of 8 goals"):
+        replace(arm, rates=rates[::-1])
+
+
+def test_controls_may_be_fewer_than_victims_but_other_arms_may_not() -> None:
+    bare, clean = samples.ARMS[0], next(arm for arm in samples.ARMS if arm.name == "clean")
+    several = replace(bare, n=24, successes=3 * bare.successes, history=())
+    assert samples.report((several, clean)).arms[1].n == 8
+    with pytest.raises(ValueError, match="was judged on 8 goals with 8 images"):
+        samples.report((several, replace(clean, name="other")))
 
 
 # ---------------------------------------------------------------------------------------------- provenance
@@ -320,3 +335,22 @@ def test_a_foreign_exhibit_is_refused_by_name(tmp_path: Path, unchecked: None) -
         write_tensors(path, tensors, header)
         with pytest.raises(ValueError, match=rf"e\.safetensors.* {message}"):
             Exhibit.load(path)
+
+
+# ---------------------------------------------------------------------------------------------- paired rates
+
+
+def test_the_paired_test_of_rates_is_the_sign_flip_test_and_mcnemar_where_goals_are_won_or_lost() -> None:
+    a, b = [0.9, 0.8, 0.7, 1.0, 0.6], [0.1, 0.2, 0.8, 0.3, 0.6]
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    signs = list(itertools.product((-1, 1), repeat=5))
+    extreme = [
+        abs(sum(s * d for s, d in zip(sign, differences, strict=True))) >= abs(sum(differences)) - 1e-12
+        for sign in signs
+    ]
+    assert paired_p(a, b) == pytest.approx(sum(extreme) / 32)
+    assert paired_p([1, 1, 1, 0], [0, 0, 1, 0]) == mcnemar_exact([True, True, True, False], [False, False, True, False])
+    assert paired_p([0.5, 0.2], [0.5, 0.2]) == 1
+    assert paired_p([0.9] * 40, [0.1] * 40) < 1e-4
+    with pytest.raises(ValueError, match="the same goals"):
+        paired_p([0.5], [0.5, 0.1])

@@ -134,12 +134,16 @@ def test_caveats_are_absent_when_they_do_not() -> None:
 
 
 def test_a_backdoor_counts_images() -> None:
-    arms = [replace(arm, successes=hits, n=800, history=()) for arm, hits in zip(samples.ARMS, (650, 80), strict=False)]
+    arms = [
+        replace(arm, successes=hits, n=800, history=(), rates=tuple(0.9 if hit else 0.1 for hit in arm.succeeded))
+        for arm, hits in zip(samples.ARMS, (650, 80), strict=False)
+    ]
     report = samples.report(tuple(arms))
+    report = replace(report, trial={**report.trial, "goals": {"trigger": {"is": "TriggerSpec"}}})
     assert headline(report).startswith(
         "Undefended, the attack took over 650 of 800 triggered images; with FRIENDS-B, 80"
     )
-    assert any("800 images belong to 8 backdoor goals and are not independent" in text for text in caveats(report))
+    assert any("800 answers belong to 8 goals and are not independent" in text for text in caveats(report))
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,9 @@ def test_settings_that_do_not_fit_the_data_are_refused_before_training(tmp_path:
         assert not list((tmp_path / str(i)).iterdir())  # free for the mended trial
 
 
-@pytest.mark.parametrize("scenario", ["scratch", "finetune"])
-def test_the_other_scenarios_run(scenario: str, tmp_path: Path) -> None:
-    attack = {"name": "gradient-matching", "xi": "64/255", "budget": 0.1, "steps": 3, "restarts": 1, "surrogates": 2}
+@pytest.mark.parametrize(("scenario", "name"), [("scratch", "gradient-matching"), ("finetune", "bullseye-polytope")])
+def test_the_other_scenarios_run(scenario: str, name: str, tmp_path: Path) -> None:
+    attack = {"name": name, "xi": "64/255", "budget": 0.1, "steps": 3, "restarts": 1, "surrogates": 2}
     table = {**TABLE, "scenario": scenario, "attack": attack, "goals": {"count": 1}, "own_surrogates": True}
     result = run_trial(parse_trial(table), tmp_path / scenario)
     assert result.scenario == scenario
@@ -222,3 +222,21 @@ def test_images_that_have_no_picture_still_have_a_report(tmp_path: Path) -> None
     assert result.data["shape"] == [4, 12, 12]
     assert not (tmp_path / "run" / "exhibit.safetensors").exists()
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_an_attack_outside_its_scenario_runs_with_a_warning(tmp_path: Path) -> None:
+    attack = {"name": "bullseye-polytope", "xi": "64/255", "budget": 0.1, "steps": 3, "restarts": 1}
+    table = {**TABLE, "scenario": "scratch", "attack": attack, "goals": {"count": 1}, "own_surrogates": False}
+    with pytest.warns(UserWarning, match="meant for transfer and finetune, not scratch"):
+        run_trial(parse_trial(table), tmp_path / "run")
+
+
+def test_several_victims_of_a_goal_are_one_goal(tmp_path: Path) -> None:
+    """Each draws its own weights; the goal's rate is their mean."""
+    attack = {"name": "bullseye-polytope", "xi": "64/255", "budget": 0.1, "steps": 20, "restarts": 1}
+    table = {**TABLE, "attack": attack, "goals": {"count": 2}, "victims": 3}
+    undefended = run_trial(parse_trial(table), tmp_path / "run").arm("undefended")
+    assert undefended is not None
+    assert (undefended.n, len(undefended.rates), len(undefended.accuracies)) == (6, 2, 6)
+    assert sum(undefended.rates) * 3 == pytest.approx(undefended.successes)
+    assert len({p for row in undefended.history for line in row for p in line.values()}) > 2

@@ -102,7 +102,7 @@ def test_little_is_needed_and_the_rest_is_the_papers() -> None:
         ({"arms": [{"name": "a", "defenses": [{"name": "epik"}]}]}, "unknown defense 'epik'"),
         ({"arms": [{"name": "a", "defenses": [{"name": "friends", "mu": 16}]}]}, r"did you mean 16/255"),
         ({"arms": [{"name": "clean", "defenses": []}]}, "same name"),
-        ({"goals": {"count": 0}}, "at least one target"),
+        ({"goals": {"count": 0}}, "at least one goal"),
         ({"goals": {"true_class": "4", "wanted_class": "4"}}, "wanted as the same class"),
         ({"controls": 100}, "one per target"),
         ({"name": "../up"}, "a trial's name names files"),

@@ -1,51 +1,131 @@
-"""Choosing what the attacker wants: single test images, drawn with the trial's seed."""
+"""Choosing what the attacker wants, with the trial's seed: single test images, or images with a trigger."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from friends.bench.trial import GoalSpec
+from friends.bench.trial import GoalSpec, TriggerSpec
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal
+from friends.data.triggers import Additive, Patch, Stamp, Trigger, checkerboard, colour_grid
 from friends.types import Streams
+
+BACKDOOR_IMAGES = 1000
+"""How many test images get a trigger, as in Sleeper Agent's protocol: all of one class of CIFAR-10."""
 
 
 def choose_goals(
     spec: GoalSpec, test: LabeledImages, streams: Streams, right: Bool[Tensor, " n"] | None = None
 ) -> list[Goal]:
-    """Draw targets as the standard protocol does: true class, wanted class, then an image, all uniformly.
+    """Draw goals as the standard protocol does: true class, wanted class, then the images, all uniformly.
 
     Args:
         spec: how many, and which classes if not any.
-        test: where targets are taken from, every image once at most.
-        streams: goal g depends on ``("goal", g)`` alone, but for images that are taken already.
+        test: where images are taken from; every image is a target once at most.
+        streams: goal g depends on ``("goal", g)`` and ``("trigger", g)`` alone, but for targets taken already.
         right: the only images to choose from, for an attacker who wants targets that models classify rightly.
 
     Raises:
-        ValueError: no image is left for a target.
+        ValueError: no image is left for a goal, or the trigger does not fit the images.
     """
     eligible = torch.ones(len(test), dtype=torch.bool) if right is None else right.cpu().clone()
-    y, classes = test.y.cpu(), test.classes
     goals: list[Goal] = []
     for g in range(spec.count):
         generator = streams("goal", g)
-        true, wanted = _classes_of(spec, classes, generator)
-        rows = ((y == true) & eligible).nonzero().flatten()
-        if len(rows) == 0:
+        true, wanted = _classes_of(spec, test.classes, generator)
+        if spec.trigger is not None:
+            goals.append(_backdoor(spec, spec.trigger, test, (true, wanted), generator, streams("trigger", g)))
+            continue
+        rows = _draw(spec, ((test.y.cpu() == true) & eligible).nonzero().flatten(), generator)
+        if len(rows) < (spec.images or 1):
             kind = "" if right is None else "rightly classified "
-            raise ValueError(f"no {kind}test image of class {classes[true]!r} is left for target {g}")
-        row = int(rows[torch.randint(len(rows), (1,), generator=generator)])
-        eligible[row] = False
-        name = f"test image {row}: {classes[true]} \u2192 {classes[wanted]}"
-        x = test.pixels(torch.tensor([row], device=test.device)).cpu()
-        goals.append(Goal(x, torch.tensor([true]), torch.tensor([wanted]), name=name))
+            raise ValueError(f"no {kind}test image of class {test.classes[true]!r} is left for target {g}")
+        eligible[rows] = False
+        what = f"test image {int(rows[0])}" if len(rows) == 1 else f"test images {', '.join(map(str, rows.tolist()))}"
+        name = f"{what}: {test.classes[true]} \u2192 {test.classes[wanted]}"
+        goals.append(Goal(_pixels(test, rows), torch.full_like(rows, true), torch.full_like(rows, wanted), name=name))
     return goals
 
 
+def standard_goals(count: int, train: LabeledImages, test: LabeledImages, budget: float) -> list[Goal]:
+    """The goals of the first standard keys, which say which images are poisoned too.
+
+    Raises:
+        ValueError: the data are not CIFAR-10 in full.
+    """
+    from friends.data.keys import STANDARD_KEYS, goal_of_key
+
+    return [goal_of_key(key, train, test, budget) for key in STANDARD_KEYS[:count]]
+
+
+def _draw(spec: GoalSpec, rows: Int64[Tensor, " k"], generator: torch.Generator) -> Int64[Tensor, " m"]:
+    """Some of the rows: one, unless more are asked for."""
+    if len(rows) == 0:
+        return rows
+    if spec.images is None:
+        return rows[torch.randint(len(rows), (1,), generator=generator)]
+    return rows[torch.randperm(len(rows), generator=generator)[: spec.images]]
+
+
+def _backdoor(
+    spec: GoalSpec,
+    how: TriggerSpec,
+    test: LabeledImages,
+    pair: tuple[int, int],
+    generator: torch.Generator,
+    place: torch.Generator,
+) -> Goal:
+    """Test images of the true class, or of every class but the wanted one, with the trigger."""
+    true, wanted = pair
+    y = test.y.cpu()
+    rows = (y == true if spec.sources == "class" else y != wanted).nonzero().flatten()
+    if len(rows) == 0:
+        raise ValueError(f"no test image of class {test.classes[true]!r} could get a trigger")
+    rows = rows[torch.randperm(len(rows), generator=generator)[: spec.images or BACKDOOR_IMAGES]].sort().values
+    trigger = make_trigger(how, test.shape)
+    source = test.classes[true] if spec.sources == "class" else "any class"
+    name = f"{len(rows)} images with a trigger: {source} \u2192 {test.classes[wanted]}"
+    x = trigger(_pixels(test, rows), place)
+    return Goal(x, y[rows], torch.full_like(rows, wanted), trigger, name)
+
+
+def make_trigger(spec: TriggerSpec, shape: tuple[int, int, int]) -> Trigger:
+    """The trigger for images of ``shape`` ``(c, h, w)``. Raises ``ValueError`` where it does not fit."""
+    c, h, w = shape
+    if spec.kind == "made":
+        return Additive(torch.zeros(shape))
+    if (2 * spec.size > min(h, w) and spec.place == "corners") or spec.size > min(h, w):
+        raise ValueError(f"a trigger of {spec.size} pixels a side does not fit images of {h}x{w}")
+    if spec.kind == "colours":
+        patch = colour_grid(spec.size, 3 if c == 3 else 1).expand(c, -1, -1).clone()
+    else:
+        patch = checkerboard(spec.size, c) if spec.kind == "checkerboard" else torch.ones(c, spec.size, spec.size)
+    if spec.place == "corners":
+        return _four_corners(patch, shape)
+    return Patch(patch, None if spec.place == "random" else (h - spec.size, w - spec.size))
+
+
+def _four_corners(patch: Tensor, shape: tuple[int, int, int]) -> Stamp:
+    """The patch in the lower right corner, and its mirror images in the others."""
+    _, h, w = shape
+    size = patch.shape[1]
+    pixels, mask = torch.zeros(shape), torch.zeros(h, w)
+    for rows, top in ((slice(0, size), True), (slice(h - size, h), False)):
+        for columns, left in ((slice(0, size), True), (slice(w - size, w), False)):
+            turned = [axis for axis, mirrored in ((1, top), (2, left)) if mirrored]
+            pixels[:, rows, columns] = patch.flip(turned)
+            mask[rows, columns] = 1
+    return Stamp(pixels, mask)
+
+
+def _pixels(test: LabeledImages, rows: Int64[Tensor, " m"]) -> Tensor:
+    return test.pixels(rows.to(test.device)).cpu()
+
+
 def _classes_of(spec: GoalSpec, classes: tuple[str, ...], generator: torch.Generator) -> tuple[int, int]:
-    """True and wanted class of a target, as set or drawn; never the same."""
+    """True and wanted class of a goal, as set or drawn; never the same."""
     true = int(torch.randint(len(classes), (1,), generator=generator))
     other = int(torch.randint(len(classes) - 1, (1,), generator=generator))  # which of the other classes
     if spec.true_class is not None:

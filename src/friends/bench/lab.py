@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ import torch
 from torch import nn
 
 from friends import models
-from friends.attacks.base import Surrogate, poison_count
+from friends.attacks.base import Sizes, Surrogate, poison_count
 from friends.bench.trial import Trial
 from friends.data import sources
 from friends.data.files import write_json
 from friends.data.images import LabeledImages
+from friends.data.poisoned import Goal
 from friends.defenses.friends import Friends
 from friends.noise.random import RandomNoise
 from friends.training.defense import Defense
@@ -82,6 +84,19 @@ class Lab:
             train = pool.sample(spec.train, self.streams("data", "train"))
         return train.to(self.device), test.to(self.device), pool.to(self.device)
 
+    def sizes(self, goal: Goal) -> Sizes:
+        """How large the task of the attacker of a goal is."""
+        train = self.data[0]
+        of_class = torch.bincount(train.y.cpu(), minlength=len(train.classes)).tolist()
+        budget = getattr(self.trial.attack, "budget", None)
+        return Sizes(
+            train=len(train),
+            wanted=of_class[int(goal.y_wanted[0])],
+            source=sum(of_class[c] for c in goal.y_true.unique().tolist()),
+            goal=len(goal),
+            poisons=0 if budget is None else poison_count(budget, len(train)),
+        )
+
     def check(self) -> None:
         """Refuse what cannot work before long work starts."""
         train = self.data[0]
@@ -93,6 +108,10 @@ class Lab:
         budget = getattr(self.trial.attack, "budget", None)
         if budget is not None:
             self._check_budget(poison_count(budget, len(train)))
+        if self.trial.scenario not in self.trial.attack.about.scenarios:
+            about = self.trial.attack.about
+            warnings.warn(f"{about.title} is meant for {' and '.join(about.scenarios)}, not {self.trial.scenario}: do "
+                          "not expect it to succeed", stacklevel=2)  # fmt: skip
         for arm in self.trial.arms:
             for defense in arm.defenses:
                 if isinstance(defense, Friends):
@@ -114,6 +133,8 @@ class Lab:
     def _check_budget(self, count: int) -> None:
         """Refuse more poisons than the smallest class that may be poisoned has images."""
         train, wanted = self.data[0], self.trial.goals.wanted_class
+        if not self.trial.attack.about.clean_label:
+            return  # its poisons come from all other classes
         sizes = torch.bincount(train.y.cpu(), minlength=len(train.classes)).tolist()
         for name, size in zip(train.classes, sizes, strict=True):
             if count > size and wanted in (None, name):

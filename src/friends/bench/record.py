@@ -42,7 +42,9 @@ class Arm:
         accuracies: the clean accuracy of each model, of which there may be fewer than goals.
         seconds: training time of all models of the arm together.
         confidence: per goal, the final softmax probability of the wanted class (its mean over a backdoor's images).
-        succeeded: per goal, whether the attack succeeded (for a backdoor: on more than half of the images).
+        succeeded: per goal, whether the attack succeeded (with several images or victims: on more than half).
+        rates: per goal, the share of its images, over all its victims, that the attack won; empty where every goal has
+            one image and one victim, since ``succeeded`` says it.
         history: per goal, one mapping per epoch with any of ``epoch``, ``loss``, ``lr``, ``seconds``, ``accuracy``,
             ``confidence``; empty if nothing was recorded.
         abstained: clean test images that the pipeline refused to answer, over all models.
@@ -64,6 +66,7 @@ class Arm:
     history: tuple[tuple[dict[str, float], ...], ...] = ()
     abstained: int = 0
     notes: str = ""
+    rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         goals = len(self.succeeded)
@@ -73,11 +76,17 @@ class Arm:
             self._fail(f"{self.successes} successes of {self.n} images on {goals} goals")
         if self.n == goals and self.successes != sum(self.succeeded):
             self._fail(f"{self.successes} successes, but {sum(self.succeeded)} goals succeeded")
+        if not self.rates and self.n > goals:
+            self._fail(f"{self.n} images on {goals} goals, but no rates: which goals they belong to is unknown")
+        if not self.rates:
+            object.__setattr__(self, "rates", tuple(float(hit) for hit in self.succeeded))
+        if [rate > 0.5 for rate in self.rates] != list(self.succeeded):
+            self._fail(f"rates {self.rates} are not those of {goals} goals of which {sum(self.succeeded)} succeeded")
         if len(self.confidence) != goals:
             self._fail(f"{len(self.confidence)} confidences for {goals} goals")
         if len(self.history) > goals:
             self._fail(f"{len(self.history)} histories for {goals} goals")
-        for what, values in (("accuracies", self.accuracies), ("confidence", self.confidence)):
+        for what, values in (("accuracies", self.accuracies), ("confidence", self.confidence), ("rates", self.rates)):
             if not all(0 <= value <= 1 for value in values):  # also false for NaN
                 self._fail(f"{what} must be in [0, 1], not {values}")
         if not self.accuracies or abs(self.accuracy - math.fsum(self.accuracies) / len(self.accuracies)) > 1e-6:
@@ -93,13 +102,16 @@ class Arm:
 
     @property
     def rate(self) -> float:
-        """The share of target images that the attack won."""
-        return self.successes / self.n
+        """The share of target images that the attack won, every goal counting the same."""
+        return math.fsum(self.rates) / len(self.rates)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The Wilson 95 % interval of :attr:`rate`."""
-        return wilson(self.successes, self.n)
+        """The Wilson 95 % interval of :attr:`rate`, from as many trials as there are goals.
+
+        Images and victims of one goal are not independent, so goals are what is counted.
+        """
+        return wilson(math.fsum(self.rates), len(self.rates))
 
     @property
     def seconds_per_model(self) -> float:
@@ -225,7 +237,8 @@ def _check_arms(arms: tuple[Arm, ...], goals: int) -> None:
     if len(set(names)) != len(names):
         raise ValueError(f"two arms have the same name: {', '.join(names)}")
     for arm in arms:
-        if len(arm.succeeded) != goals or arm.n != arms[0].n:
+        fewer_models = arm.name == CLEAN and arms[0].n % arm.n == 0  # one control a goal, of several victims
+        if len(arm.succeeded) != goals or (arm.n != arms[0].n and not fewer_models):
             raise ValueError(f"arm {arm.name!r} was judged on {len(arm.succeeded)} goals with {arm.n} images, not on "
                              f"the {goals} goals with {arms[0].n} images that all arms share")  # fmt: skip
 

@@ -25,7 +25,7 @@ from friends.bench.charts import Axis, Line, epoch_axis, histogram_chart, interv
 from friends.bench.exhibit import GREY_LEVELS, Exhibit
 from friends.bench.pictures import Strip, strips, target_picture
 from friends.bench.record import CLEAN, UNDEFENDED, Arm, Report
-from friends.bench.statistics import mcnemar_exact
+from friends.bench.statistics import paired_p
 from friends.data.files import write_text
 
 FEW = 20
@@ -100,7 +100,7 @@ def summary(report: Report) -> str:
         return f"Clean accuracy {percent(arm.accuracy)}; one training took {duration(arm.seconds_per_model)}."
     said: list[str] = []
     if bare.successes != defended.successes:
-        p = mcnemar_exact(bare.succeeded, defended.succeeded)
+        p = paired_p(bare.rates, defended.rates)
         verdict = "more than chance explains" if p < 0.05 else "not enough to rule out chance"
         said.append(f"Paired exact {_p_value(p)}: {verdict}.")
     points = _points(defended.accuracy - bare.accuracy)
@@ -112,13 +112,13 @@ def summary(report: Report) -> str:
 def caveats(report: Report) -> list[str]:
     """What a reader must know before believing the headline."""
     found: list[str] = []
-    n, clean = report.arms[0].n, report.arm(CLEAN)
+    n, clean = len(report.goals), report.arm(CLEAN)
     if n < FEW:
-        found.append(f"Few trials: with n = {n}, the intervals are wide, and single successes move every rate a lot.")
-    if n > len(report.goals):
+        found.append(f"Few trials: with n = {n}, the intervals are wide, and single goals move every rate a lot.")
+    if report.arms[0].n > n:
         found.append(
-            f"The {n} images belong to {len(report.goals)} backdoor goals and are not independent: the intervals are "
-            "narrower than they should be. The paired test counts goals."
+            f"The {report.arms[0].n:,} answers belong to {n} {'goal' if n == 1 else 'goals'} and are not independent: "
+            "intervals and tests count goals."
         )
     if clean is None:
         found.append("No clean control was run, so success cannot be told from plain errors of the model.")
@@ -250,7 +250,10 @@ def _principal(report: Report) -> Arm | None:
 
 def _count(report: Report, arm: Arm) -> str:
     """Such as "7 of 8 targets"."""
-    what = "target" if arm.n == len(report.goals) else "triggered image"
+    goals = report.trial.get("goals")
+    backdoor = isinstance(goals, dict) and cast("dict[str, object]", goals).get("trigger") is not None
+    several = "triggered image" if backdoor else "answer"
+    what = "target" if arm.n == len(report.goals) and not backdoor else several
     return f"{_of(arm)} {what}{'' if arm.n == 1 else 's'}"
 
 
@@ -289,7 +292,7 @@ def _row(arm: Arm, bare: Arm | None, colour: str, *, leading: bool) -> _Row:
         success=f"{arm.successes}/{arm.n}",
         interval=interval,
         bar=interval_bar(arm.rate, low, high, colour, f"{percent(arm.rate)}, 95 % interval {interval}"),
-        p=_p_value(mcnemar_exact(bare.succeeded, arm.succeeded)).removeprefix("p ").removeprefix("= ") if bare else "–",
+        p=_p_value(paired_p(bare.rates, arm.rates)).removeprefix("p ").removeprefix("= ") if bare else "–",
         accuracy=percent(arm.accuracy),
         change=_points(arm.accuracy - bare.accuracy) if bare else "",
         confidence=f"{sum(arm.confidence) / len(arm.confidence):.2f}",

@@ -25,7 +25,7 @@ import torch
 
 from friends.bench import report
 from friends.bench.exhibit import Exhibit
-from friends.bench.goals import choose_goals
+from friends.bench.goals import choose_goals, standard_goals
 from friends.bench.lab import Lab
 from friends.bench.provenance import commit, device_name, versions
 from friends.bench.record import Arm, Report
@@ -77,18 +77,20 @@ def _run(lab: Lab) -> Report:
     goals = _goals(lab)
     arms = (UNDEFENDED, *trial.arms)
     rows: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms} | {"clean": []}
-    done, total, count = 0, len(goals) * len(arms) + trial.controls, 0
-    for g, goal in enumerate(goals):
-        progress("trial", done, total, f"target {g + 1}/{len(goals)}: poisons")
-        poisoned = poisons(lab, g, goal)
+    done, total, count = 0, len(goals) * len(arms) * trial.victims + trial.controls, 0
+    judged: list[Goal] = []
+    progress("trial", done, total, "poisons")
+    for g, poisoned in enumerate(poisons(lab, goals)):
+        judged.append(poisoned.goal)  # that of an attack that made its own trigger has it now
         count = max(count, len(poisoned.poison_idx))
         for arm in arms:
-            progress("trial", done, total, f"target {g + 1}/{len(goals)}: {arm.name}")
-            rows[arm.name].append(victim(lab, g, goal, arm, poisoned))
-            done += 1
+            for v in range(trial.victims):
+                progress("trial", done, total, f"goal {g + 1}/{len(goals)}: {arm.name}")
+                rows[arm.name].append(victim(lab, g, v, arm, poisoned))
+                done += 1
     for c in range(trial.controls):
         progress("trial", done, total, f"clean model {c + 1}/{trial.controls}")
-        rows["clean"].append(control(lab, c, goals[c :: trial.controls]))
+        rows["clean"].append(control(lab, c, judged[c :: trial.controls]))
         done += 1
     result = _report(lab, goals, rows, count)
     report.render(result, exhibit_of(out), out / "report.html")
@@ -141,6 +143,9 @@ def _first_difference(theirs: object, ours: object, where: str = "") -> str:
 
 def _goals(lab: Lab) -> list[Goal]:
     train, test, _ = lab.data
+    if lab.trial.goals.keys:
+        budget = cast(float, getattr(lab.trial.attack, "budget", 0.01))
+        return standard_goals(lab.trial.goals.count, train, test, budget)
     right = None
     if lab.trial.goals.correct:
         surrogate = lab.shared_surrogate(train)
@@ -154,7 +159,7 @@ def _report(lab: Lab, goals: list[Goal], rows: dict[str, list[dict[str, Any]]], 
     trial, attack = lab.trial, lab.trial.attack
     train, test, pool = lab.data
     settings = trial.settings()
-    arms = [_arm(arm, rows[arm.name]) for arm in (UNDEFENDED, *trial.arms)]
+    arms = [_arm(arm, rows[arm.name], trial.victims) for arm in (UNDEFENDED, *trial.arms)]
     if rows["clean"]:
         arms.append(_control_arm(rows["clean"], len(goals)))
     network = lab.build(torch.Generator())
@@ -204,36 +209,43 @@ def _report(lab: Lab, goals: list[Goal], rows: dict[str, list[dict[str, Any]]], 
     )
 
 
-def _arm(arm: ArmSpec, rows: list[dict[str, Any]]) -> Arm:
-    """The outcomes of the victims of one arm, goal by goal."""
-    hits = [int(hit) for row in rows for hit in row["hits"]]
-    images = [int(m) for row in rows for m in row["images"]]
+def _arm(arm: ArmSpec, rows: list[dict[str, Any]], victims: int) -> Arm:
+    """The outcomes of the models of one arm, goal by goal; ``victims`` models of a goal come one after the other."""
+    each = [
+        (int(hit), int(m), float(p))
+        for row in rows
+        for hit, m, p in zip(row["hits"], row["images"], row["confidence"], strict=True)
+    ]
+    goals = [each[i : i + victims] for i in range(0, len(each), victims)]
+    rates = tuple(sum(hit for hit, _, _ in goal) / sum(m for _, m, _ in goal) for goal in goals)
     accuracies = tuple(float(row["accuracy"]) for row in rows)
     return Arm(
         name=arm.name,
         defenses=tuple(repr(defense) for defense in arm.defenses),
-        successes=sum(hits),
-        n=sum(images),
+        successes=sum(hit for hit, _, _ in each),
+        n=sum(m for _, m, _ in each),
         accuracy=sum(accuracies) / len(accuracies),
         accuracies=accuracies,
         seconds=sum(float(row["seconds"]) for row in rows),
-        confidence=tuple(float(p) for row in rows for p in row["confidence"]),
-        succeeded=tuple(2 * hit > m for hit, m in zip(hits, images, strict=True)),
-        history=tuple(tuple(row["history"]) for row in rows),
+        confidence=tuple(sum(p for _, _, p in goal) / victims for goal in goals),
+        succeeded=tuple(rate > 0.5 for rate in rates),
+        rates=rates,
+        history=tuple(tuple(row["history"]) for row in rows[::victims]),
         abstained=sum(int(row["abstained"]) for row in rows),
     )
 
 
 def _control_arm(rows: list[dict[str, Any]], n: int) -> Arm:
     """The control. Model c of k was asked about goals c, c+k, c+2k, ...: put them back in order."""
-    arm, k = _arm(ArmSpec(name="clean"), rows), len(rows)
+    arm, k = _arm(ArmSpec(name="clean"), rows, 1), len(rows)
     order = [g for c in range(k) for g in range(c, n, k)]
     place = sorted(range(n), key=lambda i: order[i])
     return replace(
         arm,
         succeeded=tuple(arm.succeeded[i] for i in place),
+        rates=tuple(arm.rates[i] for i in place),
         confidence=tuple(arm.confidence[i] for i in place),
-        notes=f"{k} {'model' if k == 1 else 'models'} trained on clean data, asked about {n} targets",
+        notes=f"{k} {'model' if k == 1 else 'models'} trained on clean data, asked about {n} goals",
     )
 
 

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from friends.bench.record import CLEAN, UNDEFENDED, Report
-from friends.bench.statistics import mcnemar_exact, wilson
+from friends.bench.statistics import paired_p, wilson
 from friends.data.files import write_text
 
 SEED_FREE = ("seed",)
@@ -36,9 +37,10 @@ def _but_seed(report: Report) -> dict[str, object]:
 def pooled_table(reports: Sequence[Report]) -> str:
     """A Markdown table of all arms over all runs, the undefended one first.
 
-    Success is counted over the targets of all runs, with Wilson's 95 % interval; p is the exact paired test against
-    the undefended arm on the same targets; accuracy is the mean over models, with its standard deviation over runs;
-    confidence is the mean probability of the wanted class; seconds are those of training one model.
+    Success is counted over the goals of all runs, with Wilson's 95 % interval; a backdoor's many images count as one
+    goal there. p is the exact paired test against the undefended arm on the same goals; accuracy is the mean over
+    models, with its standard deviation over runs; confidence is the mean probability of the wanted class; seconds are
+    those of training one model.
 
     Raises:
         ValueError: the runs differ in more than the seed.
@@ -57,10 +59,10 @@ def _row(name: str, reports: Sequence[Report]) -> str:
     arms = [arm for report in reports for arm in report.arms if arm.name == name]
     base = [arm for report in reports for arm in report.arms if arm.name == UNDEFENDED]
     k, n = sum(arm.successes for arm in arms), sum(arm.n for arm in arms)
-    low, high = wilson(k, n)
-    hits = [hit for arm in arms for hit in arm.succeeded]
-    others = [hit for arm in base for hit in arm.succeeded]
-    p = "" if name == UNDEFENDED else f"{mcnemar_exact(others, hits):.2g}"
+    rates = [rate for arm in arms for rate in arm.rates]
+    low, high = wilson(math.fsum(rates), len(rates))
+    others = [rate for arm in base for rate in arm.rates]
+    p = "" if name == UNDEFENDED else f"{paired_p(others, rates):.2g}"
     means = [arm.accuracy for arm in arms]
     mean = sum(means) / len(means)
     sd = (sum((m - mean) ** 2 for m in means) / (len(means) - 1)) ** 0.5 if len(means) > 1 else None
@@ -69,9 +71,17 @@ def _row(name: str, reports: Sequence[Report]) -> str:
     models = sum(len(arm.accuracies) for arm in arms)
     seconds = sum(arm.seconds for arm in arms) / models
     return (
-        f"| {name} | {k}/{n} | {100 * low:.0f}\u2013{100 * high:.0f} % | {p} | {100 * mean:.1f} % | {spread} | "
-        f"{sum(confidence) / len(confidence):.2f} | {seconds:.1f} | {models} |"
+        f"| {name} | {_success(k, n, rates)} | {100 * low:.0f}\u2013{100 * high:.0f} % | {p} | {100 * mean:.1f} % | "
+        f"{spread} | {sum(confidence) / len(confidence):.2f} | {seconds:.1f} | {models} |"
     )
+
+
+def _success(k: int, n: int, rates: Sequence[float]) -> str:
+    """Such as 7/8, or for goals of many images the mean over the goals: 71.3 % of 8 x 500."""
+    if n == len(rates):
+        return f"{k}/{n}"
+    each = f"{n // len(rates)}" if n % len(rates) == 0 else f"about {n / len(rates):.0f}"
+    return f"{100 * math.fsum(rates) / len(rates):.1f} % of {len(rates)} \u00d7 {each}"
 
 
 def page(reports: Sequence[Report]) -> str:

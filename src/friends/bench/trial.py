@@ -59,26 +59,72 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoalSpec:
-    """What the attacker wants: single test images (targets) pushed into another class.
+class TriggerSpec:
+    """The trigger of a backdoor.
 
     Args:
-        count: how many targets; each is an attack of its own, with its own poisons and victims.
-        true_class: class of the targets; by default drawn anew for each, as in the standard protocol.
+        kind: ``"colours"``, the colour grid of Hidden Trigger Backdoor and Sleeper Agent; ``"checkerboard"`` or
+            ``"white"``, the patches of BadNets and its successors; ``"made"``: the attack makes its own.
+        size: side of the patch in pixels.
+        place: ``"random"``, anew for every image; ``"corner"``, the lower right one; ``"corners"``, all four.
+    """
+
+    kind: Literal["colours", "checkerboard", "white", "made"] = "colours"
+    size: int = 8
+    place: Literal["random", "corner", "corners"] = "random"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"a trigger has a side of at least 1 pixel, not {self.size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalSpec:
+    """What the attacker wants: single test images (targets), or all images with a trigger, put in another class.
+
+    Args:
+        count: how many goals; each is an attack of its own, with its own poisons and victims.
+        true_class: class of the images; by default drawn anew for each goal, as in the standard protocol.
         wanted_class: class that they are to be taken for; by default one of the others, drawn anew.
         correct: whether targets are drawn only from images that the attacker's surrogate classifies rightly.
+        images: images of a goal: by default one target, or 1,000 images with a trigger (all, if there are fewer).
+        trigger: for a backdoor; None for targets, which are shown as they are.
+        sources: for a backdoor, whether its images are of one class, or of every class but the wanted one.
+        keys: ``"standard"`` takes class pair, target and bases from the standard keys of Gradient Matching's authors,
+            the first ``count`` of them; the data must be CIFAR-10 in full.
     """
 
     count: int = 8
     true_class: str | None = None
     wanted_class: str | None = None
     correct: bool = False
+    images: int | None = None
+    trigger: TriggerSpec | None = None
+    sources: Literal["class", "all"] = "class"
+    keys: Literal["", "standard"] = ""
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ValueError(f"at least one target is needed, not {self.count}")
+            raise ValueError(f"at least one goal is needed, not {self.count}")
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"a goal needs at least one image, not {self.images}")
         if self.true_class is not None and self.true_class == self.wanted_class:
             raise ValueError(f"targets of class {self.true_class!r} are wanted as the same class")
+        if self.sources == "all" and (self.trigger is None or self.true_class is not None):
+            raise ValueError("sources = 'all' is for backdoors whose images may be of any class: drop true_class, and "
+                             "give a trigger")  # fmt: skip
+        if self.correct and self.trigger is not None:
+            raise ValueError("correct = true is for targets: a backdoor is judged on images as they come, against "
+                             "the control")  # fmt: skip
+        if self.keys:
+            self._check_keys()
+
+    def _check_keys(self) -> None:
+        own = (self.true_class, self.wanted_class, self.images, self.trigger)
+        if any(value is not None for value in own) or self.correct:
+            raise ValueError("the standard keys say which classes and which target: keys goes with count alone")
+        if self.count > 20:
+            raise ValueError(f"there are 20 standard keys, not {self.count}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +155,7 @@ class Trial:
         batchnorm: in transfer, ``"running"`` keeps the frozen features fixed, ``"batch"`` lets batch statistics
             drift as in the code released with the paper.
         controls: how many models are trained on clean data, for the rate at which targets are hit with no poison.
+        victims: models trained on the poisons of each goal in each way; their mean is the goal's success.
         own_surrogates: whether each target gets its own surrogate; shared ones save time but tie targets together.
         scaled_down: what makes this smaller than the experiment it stands for; empty for full size.
     """
@@ -126,6 +173,7 @@ class Trial:
     pretraining_images: int | None = None
     batchnorm: Literal["running", "batch"] = "running"
     controls: int = 1
+    victims: int = 1
     own_surrogates: bool = False
     scaled_down: str = ""
 
@@ -139,6 +187,23 @@ class Trial:
             raise ValueError(f"two arms have the same name: {', '.join(names)}")
         if not 0 <= self.controls <= self.goals.count:
             raise ValueError(f"controls is a number of models from 0 to one per target, not {self.controls}")
+        if self.victims < 1:
+            raise ValueError(f"at least one victim is trained on the poisons of a goal, not {self.victims}")
+        self._check_aim()
+
+    def _check_aim(self) -> None:
+        """Refuse goals of another kind than the attack's."""
+        about, trigger = self.attack.about, self.goals.trigger
+        if about.aim == "target" and trigger is not None:
+            raise ValueError(f"{about.title} attacks single images: drop the trigger of [goals]")
+        if about.aim == "backdoor" and trigger is None:
+            kind = "made" if about.makes_trigger else "colours"
+            raise ValueError(f'{about.title} is a backdoor: give [goals] a trigger = {{ kind = "{kind}" }}')
+        if trigger is not None and about.makes_trigger != (trigger.kind == "made"):
+            theirs = (
+                "makes its own trigger: kind is 'made'" if about.makes_trigger else "needs a trigger of another kind"
+            )
+            raise ValueError(f"{about.title} {theirs}, not {trigger.kind!r}")
 
     def settings(self) -> dict[str, Any]:
         """Everything but the name, as plain JSON values, for records and hashes."""
@@ -308,4 +373,14 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-__all__ = ["ArmSpec", "Augment", "DataSpec", "GoalSpec", "ModelSpec", "Trial", "parse_trial", "read_trial"]
+__all__ = [
+    "ArmSpec",
+    "Augment",
+    "DataSpec",
+    "GoalSpec",
+    "ModelSpec",
+    "Trial",
+    "TriggerSpec",
+    "parse_trial",
+    "read_trial",
+]

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from friends import models
-from friends.attacks.base import Attack, poison_count
+from friends.attacks.base import ManyGoals, poison_count
 from friends.bench.exhibit import Exhibit
 from friends.bench.lab import Lab
 from friends.bench.trial import ArmSpec
 from friends.data.files import write_json
-from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
 from friends.defenses.friends import Friends
 from friends.models.saved import save
@@ -30,40 +29,74 @@ SHOWN = 6
 """How many poisons the report shows."""
 
 
-def poisons(lab: Lab, g: int, goal: Goal) -> PoisonedDataset:
-    """The poisoned training set of one goal, made or read, and checked against the attack's own claims."""
+def poisons(lab: Lab, goals: Sequence[Goal], wanted: Sequence[int] | None = None) -> list[PoisonedDataset]:
+    """The poisoned training sets of some goals, made or read, and checked against the attack's own claims.
+
+    Args:
+        goals: all goals of the trial.
+        wanted: which of them; all by default. An attack that can craft for many goals in one batch does, unless
+            every goal has surrogates of its own.
+    """
+    places = range(len(goals)) if wanted is None else wanted
+    missing = [g for g in places if not _poison_file(lab, g).exists()]
+    many = isinstance(lab.trial.attack, ManyGoals) and not lab.trial.own_surrogates
+    for some in [missing] if many and len(missing) > 1 else [[g] for g in missing]:
+        _craft(lab, goals, some)
+    return [_checked(lab, PoisonedDataset.load(_poison_file(lab, g), lab.data[0])) for g in places]
+
+
+def _poison_file(lab: Lab, g: int) -> Path:
+    return lab.out / "poisons" / f"goal-{g:03d}.safetensors"
+
+
+def _craft(lab: Lab, goals: Sequence[Goal], some: Sequence[int]) -> None:
+    """Make and write the poisons of some goals; what is half done is kept in ``work/`` meanwhile."""
     train, attack = lab.data[0], lab.trial.attack
-    file = lab.out / "poisons" / f"goal-{g:03d}.safetensors"
-    if file.exists():
-        poisoned = PoisonedDataset.load(file, train)
-        _check(poisoned, train, attack)
-        return poisoned
-    surrogate = lab.surrogate_of(g)
-    for index in range(getattr(attack, "surrogates", 1)):
-        surrogate(train, index=index)  # trained now, so that its time is its own and not that of the crafting
+    surrogate = lab.surrogate_of(some[0])
+    if attack.cost(lab.sizes(goals[some[0]])).trainings >= 1:
+        for index in range(getattr(attack, "surrogates", 1)):
+            surrogate(train, index=index)  # trained now, so that its time is its own and not that of the crafting
+    half = lab.out / "work" / f"crafting-{some[0]:03d}"
     clock = time.perf_counter()
-    streams = lab.streams.child("attack", g)
-    poisoned = attack(train, goal, surrogate=surrogate, streams=streams, progress=lab.progress)
-    seconds = time.perf_counter() - clock
-    _check(poisoned, train, attack)
-    lab.took(f"crafting {g:03d}", seconds)
-    poisoned.save(file)
+    streams = [lab.streams.child("attack", g) for g in some]
+    if isinstance(attack, ManyGoals) and len(some) > 1:
+        theirs = [goals[g] for g in some]
+        made = attack.many(train, theirs, surrogate=surrogate, streams=streams, checkpoint=half, progress=lab.progress)
+    else:
+        made = [
+            attack(
+                train,
+                goals[some[0]],
+                surrogate=surrogate,
+                streams=streams[0],
+                checkpoint=half,
+                progress=lab.progress,
+            )
+        ]
+    seconds = (time.perf_counter() - clock) / len(some)
+    for g, poisoned in zip(some, made, strict=True):
+        _checked(lab, poisoned)
+        lab.took(f"crafting {g:03d}", seconds)
+        poisoned.save(_poison_file(lab, g))
+    shutil.rmtree(half, ignore_errors=True)
+
+
+def _checked(lab: Lab, poisoned: PoisonedDataset) -> PoisonedDataset:
+    """The same set; refuses one that breaks the bound, the budget or the labels that its attack claims."""
+    train, attack = lab.data[0], lab.trial.attack
+    budget = getattr(attack, "budget", None)
+    count = None if budget is None else poison_count(budget, len(train))
+    xi = getattr(attack, "xi", None)
+    poisoned.check(train, xi=xi, budget=count, clean_label=attack.about.clean_label)
     return poisoned
 
 
-def _check(poisoned: PoisonedDataset, train: LabeledImages, attack: Attack) -> None:
-    """Refuse a set that breaks the bound or the budget that its attack claims."""
-    budget = getattr(attack, "budget", None)
-    count = None if budget is None else poison_count(budget, len(train))
-    poisoned.check(train, xi=getattr(attack, "xi", None), budget=count)
-
-
-def victim(lab: Lab, g: int, goal: Goal, arm: ArmSpec, poisoned: PoisonedDataset) -> dict[str, Any]:
+def victim(lab: Lab, g: int, v: int, arm: ArmSpec, poisoned: PoisonedDataset) -> dict[str, Any]:
     """Train one victim on the poisons of one goal, or read what became of it.
 
-    The victims of a goal share initial weights, batch order and augmentation: their differences are paired.
+    The ``v``-th victims of a goal share initial weights, batch order and augmentation: their differences are paired.
     """
-    name = f"goal-{g:03d}-{arm.name}"
+    name = f"goal-{g:03d}-{arm.name}" + (f"-victim-{v}" if v else "")
     file = lab.out / "victims" / f"{name}.json"
     if file.exists():
         return _read(file)
@@ -72,14 +105,14 @@ def victim(lab: Lab, g: int, goal: Goal, arm: ArmSpec, poisoned: PoisonedDataset
         lab.make_victim,
         name,
         lab.trial.recipe,
-        lab.streams.child("victim", g),
+        lab.streams.child("victim", g, v) if v else lab.streams.child("victim", g),
         defenses=arm.defenses,
-        watch=_watch(lab, goal, accuracy_too=g == 0),
+        watch=_watch(lab, poisoned.goal, accuracy_too=g == 0),
     )
-    if g == 0:
+    if g == 0 and v == 0:
         _keep_model(lab, fitted.model, arm.name)
         _keep_exhibit(lab, poisoned, arm, fitted)
-    return _judge(lab, file, name, fitted, [goal])
+    return _judge(lab, file, name, fitted, [poisoned.goal])
 
 
 def control(lab: Lab, c: int, goals: Sequence[Goal]) -> dict[str, Any]:
