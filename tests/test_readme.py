@@ -93,9 +93,11 @@ def test_the_trial_in_the_documentation_is_valid(tmp_path: Path) -> None:
     from friends.bench.trial import read_trial
 
     page = (ROOT / "docs" / "trials.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    block, goals = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
     file = tmp_path / "documented.toml"
     file.write_text(block)
     trial = read_trial(file)
     assert trial.name == "my-trial"
     assert trial.arms[0].defenses[0] == friends.Friends()
+    file.write_text('[data]\nsource = "digits"\n[attack]\nname = "sleeper-agent"\n' + goals)
+    assert read_trial(file).goals.trigger is not None

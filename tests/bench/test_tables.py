@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from friends.bench.record import Arm, Report
 from friends.bench.statistics import mcnemar_exact, wilson
-from friends.bench.tables import page, pooled_table
+from friends.bench.tables import overview, page, pooled_table, read_records
 
 
 def arm(name: str, succeeded: tuple[bool, ...], accuracy: float) -> Arm:
@@ -70,3 +71,29 @@ def test_runs_that_differ_in_more_than_the_seed_are_refused() -> None:
         pooled_table([a, a])
     with pytest.raises(ValueError, match="no run"):
         pooled_table([])
+
+
+def test_the_overview_has_a_row_a_trial_with_what_its_own_table_says() -> None:
+    first = [report(0, (True, True), (False, True)), report(1, (True, False), (False, False))]
+    backdoor = replace(first[0].arms[1], successes=150, n=200, rates=(0.9, 0.6), succeeded=(True, True), history=())
+    second = [replace(first[0], name="other-0", arms=(backdoor,), attack={**first[0].attack, "xi": None})]
+    text = overview([first, second])
+    lines = text.splitlines()
+    assert len(lines) == 4
+    assert lines[0].index("undefended") < lines[0].index("friends-b")
+    low, high = wilson(3, 4)
+    assert f"| run | scratch | 16/255 | 5 | 3/4, {100 * low:.0f}\u2013{100 * high:.0f} % | 1/4, " in lines[2]
+    assert lines[2].endswith("| 95.0 \u2192 90.0 % |")
+    assert "| other | scratch | \u2013 | 5 | 75.0 % of 2 \u00d7 100, " in lines[3]
+    with pytest.raises(ValueError, match="not pooled"):
+        overview([[first[0], replace(first[1], trial={"seed": 1, "attack": {"xi": 0.2}})]])
+
+
+def test_result_files_are_read_back_line_by_line(tmp_path: Path) -> None:
+    runs = [report(seed, (True,), (False,)) for seed in range(2)]
+    file = tmp_path / "runs.jsonl"
+    file.write_text("".join(run.as_line() + "\n" for run in runs))
+    assert read_records(file) == runs
+    file.write_text(runs[0].as_line() + "\n{}\n")
+    with pytest.raises(ValueError, match="line 2"):
+        read_records(file)

@@ -144,7 +144,7 @@ def test_the_key_changes_with_every_setting_and_not_with_the_name() -> None:
 
 
 def test_the_examples_are_valid() -> None:
-    examples = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.toml"))
+    examples = sorted((Path(__file__).resolve().parents[2] / "examples").rglob("*.toml"))
     assert examples
     for file in examples:
         assert read_trial(file).name == file.stem

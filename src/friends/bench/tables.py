@@ -1,6 +1,7 @@
 """Several runs of one trial, pooled: result files of one JSON line a run, and the table made from them.
 
-``python -m friends.bench.tables runs/a-0 runs/a-1 -o results/a`` writes ``results/a.jsonl`` and ``results/a.md``.
+``python -m friends.bench.tables runs/a-0 runs/a-1 -o results/a`` writes ``results/a.jsonl`` and ``results/a.md``, and
+``python -m friends.bench.tables results/a.jsonl results/b.jsonl -o results/both`` a table of one row a trial.
 """
 
 from __future__ import annotations
@@ -88,11 +89,11 @@ def page(reports: Sequence[Report]) -> str:
     """The table with what a reader must know of the runs behind it."""
     first = reports[0]
     attack = first.attack
-    xi = "unbounded" if attack["xi"] is None else f"{float(str(attack['xi'])) * 255:g}/255"
+    xi = "unbounded" if attack["xi"] is None else _bound(first)
     lines = [
         f"# {attack['name']}, {first.scenario}, {first.data['name']}",
         "",
-        f"{len(reports)} seeds ({', '.join(str(r.seed) for r in reports)}), {len(first.goals)} targets each; "
+        f"{len(reports)} seeds ({', '.join(str(r.seed) for r in reports)}), {len(first.goals)} {_what(first)} each; "
         f"{first.model['name']} with {int(str(first.model['parameters'])):,} parameters; "
         f"{int(str(first.data['train'])):,} training images of {len(list(_texts(first.data['classes'])))} classes "
         f"({', '.join(_texts(first.data['classes']))}); xi = {xi}, "
@@ -108,6 +109,66 @@ def page(reports: Sequence[Report]) -> str:
     return "\n".join(lines)
 
 
+def overview(trials: Sequence[Sequence[Report]]) -> str:
+    """One Markdown table of several trials, a row each: what every arm lets through, the undefended one first.
+
+    Args:
+        trials: the pooled runs of each trial. Arms that are not in every trial get a column all the same.
+
+    Raises:
+        ValueError: the runs of a trial differ in more than their seed.
+    """
+    names: list[str] = []
+    for reports in trials:
+        poolable(reports)
+        names += [arm.name for arm in reports[0].arms if arm.name not in names]
+    names.sort(key=lambda name: (name != UNDEFENDED, name == CLEAN))
+    head = ["trial", "scenario", "xi", "poisons", *(f"{name}, 95 % interval" for name in names), "accuracy"]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    return "\n".join([*lines, *(_overview_row(reports, names) for reports in trials)]) + "\n"
+
+
+def _overview_row(reports: Sequence[Report], names: Sequence[str]) -> str:
+    first = reports[0]
+    cells = [_trial_name(first), first.scenario, _bound(first), f"{first.attack['poisons']}"]
+    means: list[str] = []
+    for name in names:
+        arms = [arm for report in reports for arm in report.arms if arm.name == name]
+        if not arms:
+            cells.append("")
+            continue
+        rates = [rate for arm in arms for rate in arm.rates]
+        low, high = wilson(math.fsum(rates), len(rates))
+        text = _success(sum(arm.successes for arm in arms), sum(arm.n for arm in arms), rates)
+        cells.append(f"{text}, {100 * low:.0f}\u2013{100 * high:.0f} %")
+        if name != CLEAN:
+            means.append(f"{100 * sum(arm.accuracy for arm in arms) / len(arms):.1f}")
+    cells.append(" \u2192 ".join(means) + " %")
+    return f"| {' | '.join(cells)} |"
+
+
+def _trial_name(report: Report) -> str:
+    """The name of a trial without the seed that a run's name ends with."""
+    return report.name.removesuffix(f"-{report.seed}")
+
+
+def _bound(report: Report) -> str:
+    xi = report.attack["xi"]
+    return "\u2013" if xi is None else f"{float(str(xi)) * 255:g}/255"
+
+
+def read_records(path: Path) -> list[Report]:
+    """The runs in a result file of one JSON line each. Raises ``ValueError`` where a line is no report."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [Report.from_text(line, f"{path}, line {i + 1}") for i, line in enumerate(lines)]
+
+
+def _what(report: Report) -> str:
+    """What the goals of a run are called."""
+    many = report.arms[0].n > len(report.goals)
+    return ("goals" if many else "targets")[: -1 if len(report.goals) == 1 else None]
+
+
 def _texts(value: object) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else []  # pyright: ignore[reportUnknownArgumentType]
 
@@ -115,9 +176,14 @@ def _texts(value: object) -> list[str]:
 def main() -> None:
     """Pool the runs named on the command line."""
     parser = argparse.ArgumentParser(description="Pool runs that differ in their seed alone.")
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, or result files (.jsonl)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="result files to write, without the ending")
     given = parser.parse_args()
+    if all(run.suffix == ".jsonl" for run in given.runs):
+        text = overview([read_records(run) for run in given.runs])
+        write_text(given.out.with_suffix(".md"), text)
+        print(text)  # noqa: T201
+        return
     reports = sorted((Report.read(folder / "record.json") for folder in given.runs), key=lambda r: r.seed)
     text = page(reports)
     write_text(given.out.with_suffix(".jsonl"), "".join(report.as_line() + "\n" for report in reports))
