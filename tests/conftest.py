@@ -23,7 +23,15 @@ PARTS = ("types", "data", "models", "noise", "training", "attacks", "defenses", 
 with install_import_hook([f"friends.{part}" for part in PARTS], "typecheck.tower"):
     for part in PARTS:
         importlib.import_module(f"friends.{part}")
-    for module in ("bench.run", "bench.tables", "bench.proxy", "noise.store", "noise.dataset", "data.sources"):
+    for module in (
+        "bench.run",
+        "bench.tables",
+        "bench.proxy",
+        "noise.store",
+        "noise.dataset",
+        "data.sources",
+        "data.legacy",
+    ):
         importlib.import_module(f"friends.{module}")
 
 from friends.data.images import LabeledImages  # noqa: E402

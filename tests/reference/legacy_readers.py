@@ -23,7 +23,7 @@ Pair = tuple[Image.Image, int]
 
 def load(path: Path) -> Any:
     with path.open("rb") as handle:
-        return pickle.load(handle)
+        return pickle.load(handle)  # noqa: S301
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -65,7 +65,7 @@ class Benchmark:
 
 
 def as_benchmark(folder: Path, trainset: list[Pair], *, size: int, patch_size: int = 5) -> Benchmark:
-    """A class-balanced set of ``size`` images: the first clean ones of each class that are no bases, and all poisons."""
+    """A set of ``size`` images, as many of each class: the first clean ones that are no bases, and all poisons."""
     poisons: list[Pair] = load(folder / "poisons.pickle")
     wanted = poisons[0][1]
     bases = load(folder / "base_indices.pickle")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int16, Int64, UInt8
 from torch import Tensor
 
 from friends.data.files import read_tensors, write_tensors
@@ -18,7 +20,10 @@ from friends.data.triggers import Additive, Patch, Stamp, Trigger, trigger_from_
 
 __all__ = ["Additive", "Goal", "Patch", "PoisonedDataset", "Stamp", "Trigger"]
 
-FORMAT = "friends-poisons-1"
+FORMAT, OLD_FORMAT = "friends-poisons-2", "friends-poisons-1"
+
+PART = 4096
+"""Images that are compared at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,38 +106,29 @@ class PoisonedDataset:
         Raises:
             ValueError: naming the first row that breaks the claim, and by how much.
         """
-        self._check_shape(clean)
-        p = self.poison_idx.cpu()
-        if budget is not None and len(p) > budget:
-            raise ValueError(f"{len(p)} poisons, but the budget is {budget}")
-        difference = (self.train.x.cpu().short() - clean.x.cpu().short()).abs().flatten(1).amax(1)
-        listed = torch.zeros(len(clean), dtype=torch.bool)
-        listed[p] = True
-        stray = ((difference > 0) & ~listed).nonzero().flatten()
-        if len(stray):
-            raise ValueError(f"{len(stray)} images changed that are not listed as poisons, first: {int(stray[0])}")
-        relabelled = self.train.y.cpu() != clean.y.cpu()
-        wrong = (relabelled & ~listed) | (relabelled if clean_label else torch.zeros_like(relabelled))
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            why = "a clean-label attack keeps labels" if clean_label else "it is no poison"
-            raise ValueError(f"row {row} has label {int(self.train.y[row])}, but it was {int(clean.y[row])}: {why}")
-        if not bool((difference[p] > 0).any() | relabelled[p].any()):
-            raise ValueError(f"none of the {len(p)} poisons differs from its base image: it would look like a "
-                             "perfect defense")  # fmt: skip
-        astray = p[~torch.isin(self.train.y.cpu()[p], self.goal.y_wanted.cpu())]
-        if len(astray):
-            name = self.train.classes[int(self.train.y[astray[0]])]
-            raise ValueError(f"poison {int(astray[0])} is of class {name!r}, which the goal does not want: it would "
-                             "teach nothing of use to the attacker")  # fmt: skip
+        self._check_rows(clean, budget)
+        self._check_goal(clean)
+        changed, relabelled = self._check_rest(clean)
+        if clean_label and bool(relabelled.any()):
+            self._refuse_label(clean, int(relabelled.nonzero()[0]), "a clean-label attack keeps labels")
+        if not bool(changed[self.poison_idx.cpu()].any() | relabelled.any()):
+            raise ValueError(f"none of the {len(self.poison_idx)} poisons differs from its base image: it would look "
+                             "like a perfect defense")  # fmt: skip
+        self._check_class()
         if xi is not None:
-            bound = math.floor(xi * 255 + 1e-6)
-            far = (difference > bound).nonzero().flatten()
-            if len(far):
-                raise ValueError(f"poison {int(far[0])} differs from its base image by {int(difference[far[0]])}/255, "
-                                 f"more than xi = {bound}/255")  # fmt: skip
+            self._check_bound(clean, math.floor(xi * 255 + 1e-6))
 
-    def _check_shape(self, clean: LabeledImages) -> None:
+    def largest_change(self, clean: LabeledImages) -> int:
+        """How far the pixel of a poison is from that of its base image at most, in whole levels of 255."""
+        return int(self._changes(clean).max())
+
+    def _changes(self, clean: LabeledImages) -> Int16[Tensor, " p"]:
+        """The largest change of a pixel of each poison."""
+        rows = self.poison_idx
+        poison, base = self.train.x[rows.to(self.train.device)].cpu(), clean.x[rows.to(clean.device)].cpu()
+        return (poison.short() - base.short()).abs().flatten(1).amax(1)
+
+    def _check_rows(self, clean: LabeledImages, budget: int | None) -> None:
         if self.train.x.shape != clean.x.shape or self.train.classes != clean.classes:
             raise ValueError(f"poisoned set {self.train!r} and clean set {clean!r} differ in shape or classes")
         p = self.poison_idx
@@ -144,35 +140,91 @@ class PoisonedDataset:
                              f"there are {len(clean)} training images")  # fmt: skip
         if len(p.unique()) != len(p):
             raise ValueError(f"{len(p) - len(p.unique())} poison indices are listed twice")
-        if self.goal.x.shape[1:] != clean.x.shape[1:]:
-            raise ValueError(f"goal images are {tuple(self.goal.x.shape[1:])}, training images {clean.shape}")
-        labels = torch.cat([self.goal.y_true, self.goal.y_wanted]).cpu()
+        if budget is not None and len(p) > budget:
+            raise ValueError(f"{len(p)} poisons, but the budget is {budget}")
+
+    def _check_goal(self, clean: LabeledImages) -> None:
+        goal = self.goal
+        goal.__post_init__()  # again: tensors can be changed
+        if goal.x.shape[1:] != clean.x.shape[1:]:
+            raise ValueError(f"goal images are {tuple(goal.x.shape[1:])}, training images {clean.shape}")
+        labels = torch.cat([goal.y_true, goal.y_wanted]).cpu()
         unknown = labels[(labels < 0) | (labels >= len(clean.classes))]
         if len(unknown):
             raise ValueError(f"class {int(unknown[0])} of the goal is out of range: there are "
                              f"{len(clean.classes)} classes")  # fmt: skip
+        if not all(bool(torch.isfinite(part).all()) for part in trigger_to_file(goal.trigger)[0].values()):
+            raise ValueError("the goal's trigger has pixels that are not finite")
+        if goal.bases is not None:
+            others = self.poison_idx.cpu()[~torch.isin(self.poison_idx.cpu(), goal.bases.cpu())]
+            if len(others):
+                raise ValueError(f"poison {int(others[0])} is not among the bases that the goal prescribes")
 
-    def save(self, path: Path) -> None:
-        """Write the poisons, not the clean rest, as one safetensors file; atomic."""
+    def _check_rest(self, clean: LabeledImages) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
+        """Which rows have other pixels, and which another label; raises if one of them is no poison."""
+        honest = torch.ones(len(clean), dtype=torch.bool)
+        honest[self.poison_idx.cpu()] = False
+        changed = differing_rows(self.train.x, clean.x)
+        stray = (changed & honest).nonzero().flatten()
+        if len(stray):
+            raise ValueError(f"{len(stray)} images changed that are not listed as poisons, first: {int(stray[0])}")
+        relabelled = self.train.y.cpu() != clean.y.cpu()
+        astray = (relabelled & honest).nonzero().flatten()
+        if len(astray):
+            self._refuse_label(clean, int(astray[0]), "it is no poison")
+        return changed, relabelled
+
+    def _refuse_label(self, clean: LabeledImages, row: int, why: str) -> NoReturn:
+        raise ValueError(f"row {row} has label {int(self.train.y[row])}, but it was {int(clean.y[row])}: {why}")
+
+    def _check_class(self) -> None:
+        labels = self.train.y.cpu()[self.poison_idx.cpu()]
+        astray = (~torch.isin(labels, self.goal.y_wanted.cpu())).nonzero().flatten()
+        if len(astray):
+            row, label = int(self.poison_idx[astray[0]]), int(labels[astray[0]])
+            name = repr(self.train.classes[label]) if 0 <= label < len(self.train.classes) else label
+            raise ValueError(f"poison {row} is of class {name}, which the goal does not want: it would teach nothing "
+                             "of use to the attacker")  # fmt: skip
+
+    def _check_bound(self, clean: LabeledImages, bound: int) -> None:
+        changes = self._changes(clean)
+        far = (changes > bound).nonzero().flatten()
+        if len(far):
+            raise ValueError(f"poison {int(self.poison_idx[far[0]])} differs from its base image by "
+                             f"{int(changes[far[0]])}/255, more than xi = {bound}/255")  # fmt: skip
+
+    def save(self, path: Path, *, clean: LabeledImages | None = None, key: str = "") -> None:
+        """Write the poisons, not the clean rest, as one safetensors file; atomic. Equal sets give equal bytes.
+
+        Args:
+            clean: the training set before the attack; its fingerprint goes into the file, so that whoever loads it
+                with other data is told so at once.
+            key: names the settings that it was made with, e.g. ``Trial.key()``.
+        """
         goal = self.goal
+        trigger_tensors, trigger_entries = trigger_to_file(goal.trigger)
         tensors = {
-            "poison_x": self.train.x[self.poison_idx],
-            "poison_y": self.train.y[self.poison_idx],
+            "poison_x": self.train.x[self.poison_idx.to(self.train.device)],
+            "poison_y": self.train.y[self.poison_idx.to(self.train.y.device)],
             "poison_idx": self.poison_idx,
             "goal_x": goal.x,
             "goal_y_true": goal.y_true,
             "goal_y_wanted": goal.y_wanted,
+            **trigger_tensors,
         }
+        if goal.bases is not None:
+            tensors["goal_bases"] = goal.bases
         header: dict[str, object] = {
             "format": FORMAT,
+            "attack": self.recipe.get("attack", ""),
             "recipe": dict(self.recipe),
+            "key": key,
             "goal": goal.name,
+            "clean": None if clean is None else clean.fingerprint,
             "poisoned": self.train.fingerprint,
+            **trigger_entries,
         }
-        held, named = trigger_to_file(goal.trigger)
-        if goal.bases is not None:
-            held["goal_bases"] = goal.bases
-        write_tensors(path, tensors | held, header | named)
+        write_tensors(path, tensors, header | {"sha256": seal(tensors, header)})
 
     @classmethod
     def load(cls, path: Path, clean: LabeledImages) -> PoisonedDataset:
@@ -180,19 +232,55 @@ class PoisonedDataset:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is torn or foreign, or the result is not what was saved: ``clean`` is other data.
+            ValueError: the file is torn, foreign, or was changed after it was written; or ``clean`` is not the data
+                that it was made for. Says which.
         """
         tensors, header = read_tensors(path)
-        if header.get("format") != FORMAT:
-            raise ValueError(f"{path} is not a poison set of ours: format {header.get('format')!r}")
+        _refuse_changed(path, tensors, header)
+        if header.get("clean") not in (None, clean.fingerprint):
+            raise _other_data(path, clean)
         try:
             train = _replaced(path, tensors, clean)
-            if train.fingerprint != header["poisoned"]:
-                raise ValueError(f"{path} was made for other training data than {clean!r}")
+            if header.get("clean") is None and train.fingerprint != header["poisoned"]:
+                raise _other_data(path, clean)
             recipe = cast("dict[str, object]", header["recipe"])
             return cls(train, tensors["poison_idx"], _goal(path, tensors, header), recipe)
         except KeyError as error:
             raise ValueError(f"{path} lacks {error}: it is not a whole poison set") from error
+
+
+def differing_rows(a: UInt8[Tensor, "n c h w"], b: UInt8[Tensor, "n c h w"]) -> Bool[Tensor, " n"]:
+    """Which images of two equally large sets differ in any byte; on the CPU, a part at a time to save memory."""
+    pairs = zip(a.split(PART), b.split(PART), strict=True)
+    return torch.cat([(one != other.to(a.device)).flatten(1).any(1).cpu() for one, other in pairs])
+
+
+def seal(tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> str:
+    """sha256 over the named tensors and header entries of a file, but for the one that holds it."""
+    rest = {name: value for name, value in header.items() if name != "sha256"}
+    sha = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _refuse_changed(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> None:
+    """Raise unless the file is of our format, and as it was written."""
+    if header.get("format") == OLD_FORMAT:
+        return  # had no seal: what it becomes is compared with ``poisoned``
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a poison set of ours: format {header.get('format')!r}")
+    if header.get("sha256") != seal(tensors, header):
+        raise ValueError(f"{path} was changed after it was written: its sha256 is not the one that it names; fetch it "
+                         "again, or craft it anew")  # fmt: skip
+
+
+def _other_data(path: Path, clean: LabeledImages) -> ValueError:
+    return ValueError(
+        f"{path} was made for other training data than {clean!r}: the same source, classes, subset and order of rows "
+        "are needed"
+    )
 
 
 def _replaced(path: Path, tensors: Mapping[str, Tensor], clean: LabeledImages) -> LabeledImages:

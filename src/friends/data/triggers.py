@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+Corners = Literal["lower-right", "all"]
+"""Where :func:`corner_stamp` puts its pattern."""
 
 
 @runtime_checkable
@@ -120,6 +123,46 @@ def checkerboard(size: int, channels: int = 3) -> Float[Tensor, "c s s"]:
         raise ValueError(f"a checkerboard has a side of at least 1 pixel, not {size}")
     line = torch.arange(size)
     return ((line[:, None] + line[None]) % 2 == 0).float().expand(channels, size, size).clone()
+
+
+def clean_label_pattern(channels: int = 3) -> Float[Tensor, "c 3 3"]:
+    """The 3x3 trigger of the label-consistent backdoor: a white diagonal and a white lower right corner, on black."""
+    k, w = 0.0, 1.0
+    return torch.tensor([[k, k, w], [k, w, k], [w, k, w]]).expand(channels, 3, 3).clone()
+
+
+def corner_stamp(
+    pattern: Float[Tensor, "c ph pw"], shape: tuple[int, int, int], *, corners: Corners = "lower-right", margin: int = 0
+) -> Stamp:
+    """A stamp with a pattern in the lower right corner of the image or in all four.
+
+    On the left the pattern is mirrored, so that all four corners stay what they are when the image is flipped. (Upside
+    down it is not, as in the code of the label-consistent backdoor, where all four are from.)
+
+    Args:
+        pattern: float pixels in [0, 1].
+        shape: ``(c, h, w)`` of the images.
+        corners: ``"lower-right"`` or ``"all"``. A victim that shifts its images by some pixels pushes a pattern out of
+            some of them if there is only one.
+        margin: pixels between the pattern and the edges.
+
+    Raises:
+        ValueError: the pattern does not fit, or no such corners.
+    """
+    if corners not in get_args(Corners):
+        raise ValueError(f"unknown corners {corners!r}; choose one of {', '.join(get_args(Corners))}")
+    (c, h, w), (_, ph, pw) = shape, pattern.shape
+    sides = 2 if corners == "all" else 1
+    if margin < 0 or sides * (ph + margin) > h or sides * (pw + margin) > w or pattern.shape[0] not in (1, c):
+        raise ValueError(f"a pattern of {tuple(pattern.shape)} with a margin of {margin} does not fit {corners} corners "
+                         f"of images of {shape}")  # fmt: skip
+    pixels, mask = torch.zeros(shape), torch.zeros(h, w)
+    bottom, right = h - margin - ph, w - margin - pw
+    for row in (bottom, margin)[:sides]:
+        for column, part in ((right, pattern), (margin, pattern.flip(2)))[:sides]:
+            pixels[:, row : row + ph, column : column + pw] = part
+            mask[row : row + ph, column : column + pw] = 1
+    return Stamp(pixels, mask)
 
 
 def trigger_to_file(trigger: Trigger | None) -> tuple[dict[str, Tensor], dict[str, object]]:
