@@ -60,7 +60,7 @@ def trial_file(folder: Path, epochs: int = 2) -> Path:
     return file
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["run"], ["noise"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["run"], ["noise"], ["attack"]])
 def test_help_teaches(command: list[str]) -> None:
     out = runner.invoke(app, [*command, "--help"], env={"COLUMNS": "120", "NO_COLOR": "1"})
     assert out.exit_code == 0

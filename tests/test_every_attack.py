@@ -12,7 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from friends.attacks import ATTACKS, Attack, BullseyePolytope, GradientMatching, halfway
+from friends.attacks import (
+    ATTACKS,
+    Attack,
+    BadNets,
+    BullseyePolytope,
+    CleanLabelBackdoor,
+    GradientMatching,
+    HiddenTrigger,
+    MetaPoison,
+    Narcissus,
+    SleeperAgent,
+    halfway,
+)
 from friends.attacks.base import Sizes
 from friends.data.augment import Augment
 from friends.data.images import LabeledImages
@@ -31,6 +43,12 @@ FIXED_PLACE: set[str] = set()
 SMALL: dict[str, Attack] = {
     "gradient-matching": GradientMatching(xi=XI, budget=BUDGET, steps=3, restarts=2),
     "bullseye-polytope": BullseyePolytope(xi=XI, budget=BUDGET, steps=3, restarts=2),
+    "sleeper-agent": SleeperAgent(xi=XI, budget=BUDGET, steps=3, restarts=2, retrainings=1),
+    "hidden-trigger": HiddenTrigger(xi=XI, budget=BUDGET, steps=3, rate=100, enough=0),
+    "badnets": BadNets(budget=BUDGET),
+    "clean-label-backdoor": CleanLabelBackdoor(xi=XI, budget=BUDGET, norm="linf", eps=16 / 255, steps=3),
+    "narcissus": Narcissus(xi=XI, budget=BUDGET, rounds=8, tau=0.02),
+    "metapoison": MetaPoison(xi=XI, budget=BUDGET, steps=3, surrogates=2, batch=100, recolour=None),
 }
 """Each attack with settings that take a moment, bound XI (if it has one) and budget BUDGET."""
 

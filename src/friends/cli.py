@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import textwrap
 import time
 import warnings
 import webbrowser
@@ -23,6 +24,7 @@ from friends._version import __version__
 if TYPE_CHECKING:
     import torch
 
+    from friends.bench.poison_folder import Manifest
     from friends.bench.record import Report
     from friends.bench.trial import Trial
 
@@ -38,8 +40,9 @@ app = typer.Typer(
         "Train image classifiers on data you cannot trust.\n\n"
         "A poisoning attack hides small perturbations in a few training images, so that the trained model fails on "
         "inputs of the attacker's choice. FRIENDS breaks such attacks with two noises added to the training images.\n\n"
-        "Start with `friends demo`. Then `friends noise --help`, to protect a training of your own, or "
-        "`friends run --help`, to measure an attack and a defense on data of your choice."
+        "Start with `friends demo`. Then `friends noise --help`, to protect a training of your own; "
+        "`friends attack`, to see the attacks and craft poisons; or `friends run --help`, to measure an attack and a "
+        "defense on data of your choice."
     ),
 )
 console = Console()
@@ -79,7 +82,8 @@ class Bars:
 
     def __call__(self, what: str, done: int, total: int, note: str = "", /) -> None:
         now = time.monotonic()
-        if done < total and what in self._tasks and what != "trial" and now - self._last.get(what, 0) < 0.1:
+        soon = now - self._last.get(what, 0) < 0.1 and what not in ("trial", "goals")
+        if done < total and what in self._tasks and soon:
             return
         self._last[what] = now
         if what not in self._tasks:
@@ -252,6 +256,255 @@ def _describe(folder: Path) -> None:
         highlight=False,
         markup=False,
     )
+
+
+_DATA, _GOALS, _SURROGATE = "Which images", "What the attacker wants", "How surrogates are trained"
+
+
+@app.command()
+def attack(
+    what: Annotated[
+        str | None, typer.Argument(help="An attack's name, a trial file (TOML), or a folder of poisons.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the poisons to craft.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the attack, e.g. xi=16/255; may be repeated.")
+    ] = None,
+    scenario: Annotated[
+        str | None, typer.Option(help="scratch, transfer or finetune [default: what the attack is for].")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random follows from it [default: 0].")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set: name, archive, parquet or image folder, npz.", rich_help_panel=_DATA)
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Only these, e.g. deer,horse [default: all].", rich_help_panel=_DATA)
+    ] = None,
+    train: Annotated[
+        int | None, typer.Option(help="Training images, a balanced draw [default: all].", rich_help_panel=_DATA)
+    ] = None,
+    test: Annotated[
+        int | None, typer.Option(help="Test images, for goals [default: all].", rich_help_panel=_DATA)
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side to which images of mixed sizes are resized.", rich_help_panel=_DATA)
+    ] = None,
+    goals: Annotated[
+        int | None, typer.Option(help="How many; each gets poisons of its own [default: 1].", rich_help_panel=_GOALS)
+    ] = None,
+    true_class: Annotated[
+        str | None, typer.Option(help="Class of the images [default: drawn].", rich_help_panel=_GOALS)
+    ] = None,
+    wanted_class: Annotated[
+        str | None, typer.Option(help="Class that they are to be taken for [default: drawn].", rich_help_panel=_GOALS)
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Images of a goal [default: 1, or 1000 with a trigger].", rich_help_panel=_GOALS)
+    ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(help="standard: the published keys say target and bases (CIFAR-10).", rich_help_panel=_GOALS),
+    ] = None,
+    trigger: Annotated[
+        str | None, typer.Option(help="Of a backdoor: colours, checkerboard, white, ...", rich_help_panel=_GOALS)
+    ] = None,
+    trigger_size: Annotated[int | None, typer.Option(help="Its side in pixels.", rich_help_panel=_GOALS)] = None,
+    trigger_place: Annotated[
+        str | None, typer.Option(help="random, corner or corners.", rich_help_panel=_GOALS)
+    ] = None,
+    sources: Annotated[
+        str | None, typer.Option(help="Who gets the trigger: class, or all others.", rich_help_panel=_GOALS)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Network [default: resnet18].", rich_help_panel=_SURROGATE)] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Its width [default: as its authors have it].", rich_help_panel=_SURROGATE)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs [default: 80].", rich_help_panel=_SURROGATE)] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images per step [default: 128].", rich_help_panel=_SURROGATE)
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate [default: 0.1].", rich_help_panel=_SURROGATE)] = None,
+    no_augment: Annotated[
+        bool,
+        typer.Option("--no-augment", help="The victim does not augment, nor do they.", rich_help_panel=_SURROGATE),
+    ] = False,
+    own_surrogates: Annotated[
+        bool, typer.Option("--own-surrogates", help="New ones for every goal.", rich_help_panel=_SURROGATE)
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show the catalogue of attacks.")] = False,
+    export: Annotated[
+        Path | None, typer.Option(help="Write them here too, as the pickles that published code reads.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option(help="Start over, deleting what is in the folder of poisons.")] = False,
+    download: Download = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Craft poisons; or show the attacks there are; or check a folder of poisons.
+
+    The catalogue: `friends attack`
+
+    One attack and its settings: `friends attack gradient-matching`
+
+    Craft: `friends attack gradient-matching --data path/to/cifar-10 -o poisons/ --goals 4 --set steps=100`
+
+    The poisons of a trial, without its victims: `friends attack examples/cifar10-scratch-small.toml -o poisons/`
+
+    Check: `friends attack poisons/`, and against the data that they are for: `friends attack poisons/ --data DATA`
+
+    What was stopped goes on when the same command is given again. What is in the folder and how it is used is in
+    docs/attacks.md.
+    """
+    options = {
+        "": {"scenario": scenario, "seed": seed, "own_surrogates": own_surrogates or None},
+        "data": {
+            "source": data,
+            "classes": None if classes is None else [name.strip() for name in classes.split(",")],
+            "train": train,
+            "test": test,
+            "size": size,
+        },
+        "goals": {
+            "count": goals,
+            "true_class": true_class,
+            "wanted_class": wanted_class,
+            "images": images,
+            "keys": keys,
+            "sources": sources,
+        },
+        "trigger": {"kind": trigger, "size": trigger_size, "place": trigger_place},
+        "model": {"name": model, "width": width},
+        "recipe": {"epochs": epochs, "batch": batch, "lr": lr, "augment": False if no_augment else None},
+    }
+
+    def work() -> None:
+        from friends.attacks import ATTACKS
+
+        if what is None or list_:
+            _show_catalogue()
+        elif what not in ATTACKS and Path(what).is_dir():
+            _check_poisons(Path(what), out, data, export, download=download)
+        elif what in ATTACKS and out is None and data is None:
+            _show_attack(what)
+        else:
+            from friends.bench.attacking import attack_trial
+
+            trial = attack_trial(what, options, settings or ())
+            _attack(trial, out, export, device, threads, fresh=fresh, download=download)
+
+    _guarded(work)
+
+
+def _attack(
+    trial: Trial, out: Path | None, export: Path | None, device: str, threads: int, *, fresh: bool, download: bool
+) -> None:
+    """Craft with bars, and print what was crafted."""
+    import shutil
+
+    from friends.bench.attacking import craft_folder
+    from friends.bench.poison_folder import MANIFEST, Manifest
+    from friends.data.files import owned
+
+    if out is None:
+        raise ValueError("say where the poisons shall be saved: friends attack ... -o FOLDER")
+    found = Manifest.read(out) if (out / MANIFEST).exists() else None
+    if found is not None and fresh:
+        with owned(out):
+            shutil.rmtree(out)
+    elif found is not None and not found.finished:
+        console.print(f"[dim]resuming {_escape(str(out))}[/]")
+    with Bars() as bars:
+        where = str(_device(device, threads))
+        manifest = craft_folder(trial, out, device=where, download=download, export_to=export, progress=bars)
+    if found is not None and found.finished and not fresh:
+        console.print(f"[dim]{_escape(str(out))} was finished; --fresh crafts it again.[/]")
+    _show_poisons(manifest, out)
+
+
+def _check_poisons(folder: Path, out: Path | None, data: str | None, export: Path | None, *, download: bool) -> None:
+    """Describe a folder of poisons and check its files, and what they claim if the data are given."""
+    from friends.bench import poison_folder
+
+    if out is not None:
+        raise ValueError(f"{folder} is a folder of poisons; to craft, name an attack or a trial file")
+    if export is not None and data is None:
+        raise ValueError("to export poisons, say for which data they are: --data DATA")
+    manifest = poison_folder.verify(folder)
+    said = "every file is as it was written: sizes and sha256 agree"
+    if data is not None:
+        with Bars() as bars:
+            clean = poison_folder.clean_data(folder, source=data, download=download, progress=bars)
+            count = sum(1 for _ in poison_folder.read_poisons(folder, clean))
+        said += f"\n{count} poisoned sets keep bound, budget and labels on {clean!r}"
+        if export is not None:
+            poison_folder.export(folder, clean, export)
+    _show_poisons(manifest, folder)
+    console.print(said, highlight=False, markup=False)
+
+
+def _show_poisons(manifest: Manifest, folder: Path) -> None:
+    """Say what a folder of poisons holds."""
+    from rich.table import Table
+
+    table = Table(title=f"{manifest.attack}: {len(manifest.goals)} of {manifest.planned} goals in {folder}")
+    for name in ("goal", "poisons", "largest change", "objective", "seconds"):
+        table.add_column(name, justify="left" if name == "goal" else "right", no_wrap=name == "objective")
+    for entry in manifest.goals:
+        scores = "" if entry.score_first is None else f"{entry.score_first:.3g} → {entry.score_last:.3g}"
+        table.add_row(
+            _escape(entry.goal), str(entry.poisons), f"{entry.largest_change}/255", scores, f"{entry.seconds:.3g}"
+        )
+    console.print(table)
+    data = manifest.data
+    console.print(
+        f"made for {data['train']} images of {data['name']}, fingerprint {data['fingerprint'][:16]}",
+        highlight=False,
+        markup=False,
+    )
+    if not manifest.finished:
+        console.print("not finished: the command that began it goes on with it", highlight=False)
+
+
+def _show_catalogue() -> None:
+    from rich.table import Table
+
+    from friends.attacks import ATTACKS
+    from friends.attacks.catalogue import HEADER, catalogue
+
+    caption = "cost of one goal on CIFAR-10 in full: passes of an image through a surrogate, and surrogates trained"
+    table = Table(caption=caption, show_lines=True)
+    table.add_column("attack", no_wrap=True)
+    for name in HEADER[2:]:
+        table.add_column(name, justify="right" if name in HEADER[-2:] else "left")
+    for entry in catalogue(ATTACKS):
+        name, title, *rest = entry.cells
+        folded = textwrap.fill(title, max(20, len(name)))
+        table.add_row(f"[bold]{name}[/]\n{_escape(folded)}", *(cell.replace(", ", "\n") for cell in rest))
+    console.print(table)
+    console.print("One of them: friends attack NAME\nCraft: friends attack NAME --data DATA -o FOLDER", highlight=False)
+
+
+def _show_attack(name: str) -> None:
+    """Say what an attack is, and what can be set of it."""
+    from rich.table import Table
+
+    from friends.attacks import ATTACKS
+    from friends.attacks.catalogue import amount, catalogue
+
+    entry = catalogue({name: ATTACKS[name]})[0]
+    about, cost = entry.about, entry.cost
+    console.print(f"[bold]{_escape(about.title)}[/], {_escape(about.paper)}", highlight=False)
+    console.print(
+        f"{entry.aim}; {' or '.join(about.scenarios)}; labels {'kept' if about.clean_label else 'changed'}\n"
+        f"for one goal on CIFAR-10 in full: {amount(cost.forwards)} passes of an image through a surrogate; surrogates "
+        f"trained: {cost.trainings:.3g}",
+        highlight=False,
+    )
+    table = Table("--set", "default", "meaning")
+    for setting in entry.settings:
+        table.add_row(*map(_escape, setting))
+    console.print(table)
+    console.print(f"Craft: friends attack {name} --data DATA -o FOLDER", highlight=False)
 
 
 def _run(trial: Trial, out: Path | None, device: str, threads: int, *, fresh: bool, download: bool) -> Path:

@@ -1,7 +1,10 @@
+"""What every attack needs: bases, drawn or prescribed; rounding to bytes; features; models held still; costs."""
+
 from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from friends.attacks.base import check_budget, choose_bases, penultimate, place_of, rounded, still, wanted_class
+from friends.attacks import ATTACKS, GradientMatching
+from friends.attacks.base import (
+    GRADIENT,
+    SECOND,
+    About,
+    Attack,
+    Cost,
+    Settings,
+    assembled,
+    candidates,
+    check_budget,
+    choose_bases,
+    penultimate,
+    place_of,
+    poison_count,
+    rounded,
+    still,
+    wanted_class,
+)
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal
 from friends.models import build
@@ -39,7 +60,7 @@ def test_bases_are_rows_of_the_wanted_class_without_repeats(wanted: int, others:
     expected = -(-int(budget * len(data) * 10**6) // 10**6)
     if expected > wanted:
         return
-    rows = choose_bases(data, 1, budget, generator(seed))
+    rows = choose_bases(data, goal([1]), budget, generator(seed))
     assert abs(len(rows) - budget * len(data)) < 1
     assert len(rows) >= budget * len(data) - 1e-6
     assert len(rows.unique()) == len(rows)
@@ -48,16 +69,17 @@ def test_bases_are_rows_of_the_wanted_class_without_repeats(wanted: int, others:
 
 @pytest.mark.parametrize(("budget", "count"), [(0.01, 1), (0.07, 7), (0.071, 8), (0.29, 29)])
 def test_the_number_of_poisons_is_rounded_up_but_not_by_floating_point(budget: float, count: int) -> None:
-    assert len(choose_bases(images([0] * 60 + [1] * 40), 0, budget, generator())) == count
+    assert len(choose_bases(images([0] * 60 + [1] * 40), goal([0]), budget, generator())) == count
+    assert poison_count(budget, 100) == count
 
 
 def test_bases_are_random_and_follow_the_stream() -> None:
     data = images([0, 1] * 50)
-    rows = [choose_bases(data, 1, 0.1, generator(seed)).tolist() for seed in (0, 0, 1)]
+    rows = [choose_bases(data, goal([1]), 0.1, generator(seed)).tolist() for seed in (0, 0, 1)]
     assert rows[0] == rows[1] != rows[2]
     counts = torch.zeros(100)
     for seed in range(200):
-        counts[choose_bases(data, 1, 0.1, generator(seed))] += 1
+        counts[choose_bases(data, goal([1]), 0.1, generator(seed))] += 1
     assert counts[1::2].min() > 15  # each of the 50 is expected 40 times
     assert counts[::2].max() == 0
 
@@ -65,10 +87,10 @@ def test_bases_are_random_and_follow_the_stream() -> None:
 def test_an_empty_class_and_too_large_a_budget_are_errors_with_the_way_out() -> None:
     data = images([0] * 8 + [1] * 2)
     with pytest.raises(ValueError, match="class 'c' has no image in images: there is nothing to poison"):
-        choose_bases(data, 2, 0.1, generator())
+        choose_bases(data, goal([2]), 0.1, generator())
     with pytest.raises(ValueError, match=re.escape("asks for 3 poisons, but class 'b' has only 2 images in images: the "
                                                    "budget can be at most 0.2")):  # fmt: skip
-        choose_bases(data, 1, 0.3, generator())
+        choose_bases(data, goal([1]), 0.3, generator())
     with pytest.raises(ValueError, match=r"fraction of the training set.*not 5; did you mean 0\.05"):
         check_budget(5)
     with pytest.raises(ValueError, match="fraction"):
@@ -83,6 +105,74 @@ def test_the_wanted_class_must_be_one_that_exists() -> None:
         wanted_class(goal([2]), images([0, 1], classes=2))
     with pytest.raises(ValueError, match=r"goal images are \(1, 9, 9\), training images \(1, 8, 8\)"):
         wanted_class(goal([1], size=9), images([0, 1]))
+
+
+# --- prescribed bases ---
+
+
+def test_prescribed_bases_are_the_bases_in_order_and_nothing_is_drawn() -> None:
+    data, drawn = images([0, 1] * 50), generator()
+    state = drawn.get_state()
+    wanted = replace(goal([1]), bases=torch.tensor([9, 3, 77]))
+    assert choose_bases(data, wanted, 0.03, drawn).tolist() == [3, 9, 77]
+    assert torch.equal(drawn.get_state(), state)
+
+
+def test_prescribed_bases_that_do_not_fit_are_refused_with_the_way_out() -> None:
+    data, wanted = images([0, 1] * 50), replace(goal([1]), bases=torch.tensor([9, 3, 77]))
+    with pytest.raises(ValueError, match=r"prescribes 3 bases, but the budget is 5 poisons: a budget of 0\.03 would"):
+        choose_bases(data, wanted, 0.05, generator())
+    with pytest.raises(ValueError, match="prescribes row 4 as a base, which is not of the wanted class"):
+        choose_bases(data, replace(wanted, bases=torch.tensor([9, 3, 4])), 0.03, generator())
+    with pytest.raises(ValueError, match="prescribes row 100 as a base"):
+        choose_bases(data, replace(wanted, bases=torch.tensor([9, 3, 100])), 0.03, generator())
+    with pytest.raises(ValueError, match="row 9 is prescribed as a base more than once"):
+        replace(wanted, bases=torch.tensor([9, 3, 9]))
+
+
+def test_candidates_are_the_whole_class() -> None:
+    rows, count = candidates(images([0, 1, 1, 0, 1]), goal([1]), 0.4)
+    assert (rows.tolist(), count) == ([1, 2, 4], 2)
+
+
+# --- putting poisons in place ---
+
+
+def test_poisons_replace_their_bases_and_keep_their_labels_unless_told_otherwise() -> None:
+    data, rows = images([0, 1, 1, 0]), torch.tensor([2, 0])
+    pixels = torch.stack([torch.full((1, 8, 8), value, dtype=torch.uint8) for value in (7, 9)])
+    attack = GradientMatching()
+    for relabel, labels in ((False, [0, 1, 1, 0]), (True, [1, 1, 1, 0])):
+        made = assembled(data, rows, pixels, goal([1]), attack="name", settings=attack, facts={"score": 0.5},
+                         relabel=relabel)  # fmt: skip
+        assert [int(made.train.x[row].float().mean()) for row in (2, 0)] == [7, 9]
+        assert torch.equal(made.train.x[[1, 3]], data.x[[1, 3]])
+        assert made.train.y.tolist() == labels
+        assert data.y.tolist() == [0, 1, 1, 0]
+        facts = {name: made.recipe[name] for name in ("attack", "score", "poisons", "wanted", "budget")}
+        assert facts == {"attack": "name", "score": 0.5, "poisons": 2, "wanted": "b", "budget": 0.01}
+
+
+# --- what an attack is and costs ---
+
+
+def test_a_cost_counts_images_and_weighs_their_passes() -> None:
+    cost = Cost(forward=10, gradient=100, second=1000)
+    assert cost.passes == 1110
+    assert cost.forwards == pytest.approx(10 + 100 * GRADIENT + 1000 * SECOND)
+    assert 1 < GRADIENT < SECOND
+    assert Cost().passes == Cost().forwards == 0
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_row_of_the_table_fulfils_the_contract(name: str) -> None:
+    attack = ATTACKS[name]()
+    assert isinstance(attack, Attack)
+    assert isinstance(attack.about, About)
+    assert attack.about.aim in ("target", "backdoor")
+    assert not attack.about.makes_trigger or attack.about.aim == "backdoor"
+    assert isinstance(attack, Settings) or getattr(attack, "xi", None) is None
+    assert re.search(r"(19|20)\d\d", attack.about.paper)
 
 
 # --- rounding ---

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from attacks_slow import bullseye_score, descend
+from features_slow import bullseye_stages, stages
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,16 +25,46 @@ ORIGINAL = replace(AUTHORS, xi=XI, budget=0.05, steps=5)
 Digits = tuple[LabeledImages, LabeledImages]
 
 
+def distance(model: Classifier, goal: Goal, form: str, x: Tensor, layers: str = "penultimate") -> float:
+    """What the objective says of the poisons ``x`` of one goal."""
+    return float(distance_objective(model, [goal], form, layers)([x]).detach())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("form", ["mean-square", "authors"])
 def test_the_distances_are_the_slow_ones(form: str, tiny_net: Classifier, digits: Digits) -> None:
     model, (train, test) = copy.deepcopy(tiny_net).double(), digits
     rows = (test.y == 0).nonzero().flatten()[:3]
     many = Goal(test.pixels(rows), test.y[rows], 1 - test.y[rows])
     x = train.pixels(slice(0, 7)).double()
-    ours = distance_objective(model, many, form)(x)  # type: ignore[arg-type]
     slow = bullseye_score(model.features, x, many.x.double(), form)
-    assert float(ours.detach()) == pytest.approx(float(slow.detach()), rel=1e-9)
-    assert float(distance_objective(model, many, form)(many.x.double()).detach()) == pytest.approx(0, abs=1e-12)  # type: ignore[arg-type]
+    assert distance(model, many, form, x) == pytest.approx(float(slow.detach()), rel=1e-9)
+    assert distance(model, many, form, many.x.double()) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("form", ["mean-square", "authors"])
+@pytest.mark.parametrize(("layers", "keep"), [("last-two", -2), ("all", 0)])
+def test_the_distances_over_several_stages_are_the_slow_ones(
+    form: str, layers: str, keep: int, bn_net: Classifier, digits: Digits, goal: Goal
+) -> None:
+    model = copy.deepcopy(bn_net).double()
+    x = digits[0].pixels(slice(0, 7)).double()
+    slow = bullseye_stages(stages(model, x)[keep:], stages(model, goal.x.double())[keep:], form)
+    assert distance(model, goal, form, x, layers) == pytest.approx(float(slow.detach()), rel=1e-9)
+
+
+def test_every_stage_moves_where_all_are_held(
+    bn_net: Classifier, digits: Digits, goal: Goal, given_models: type
+) -> None:
+    """A victim that trains the whole network does not keep the last features alone."""
+    apart: dict[str, list[float]] = {}
+    for layers in ("penultimate", "all"):
+        attack = replace(OURS, steps=60, augment=None, layers=layers)  # type: ignore[arg-type]
+        made = attack(digits[0], goal, surrogate=given_models(bn_net), streams=Streams(0))
+        with torch.no_grad():
+            pairs = zip(*(stages(bn_net, x) for x in (made.train.pixels(made.poison_idx), goal.x)), strict=True)
+            apart[layers] = [float((p.mean(0) - g[0]).norm() / g[0].norm()) for p, g in pairs]
+    assert all(held < free for held, free in zip(apart["all"][:-1], apart["penultimate"][:-1], strict=True))
+    assert apart["penultimate"][-1] < apart["all"][-1]
 
 
 @pytest.mark.parametrize("attack", [OURS, ORIGINAL], ids=["mean-square", "authors"])
@@ -73,8 +104,7 @@ def test_the_mean_feature_of_the_bytes_moves_to_the_goals(
     train = digits[0]
     made = attack(train, goal, surrogate=given_models(bn_net), streams=Streams(0))
     made.check(train, xi=XI, budget=20)
-    objective = distance_objective(bn_net, goal, attack.form)
-    before, after = (float(objective(data.pixels(made.poison_idx)).detach()) for data in (train, made.train))
+    before, after = (distance(bn_net, goal, attack.form, d.pixels(made.poison_idx)) for d in (train, made.train))
     assert after < before / fall
     centre = bn_net.features(goal.x).mean(0)
     single = (bn_net.features(made.train.pixels(made.poison_idx)) - centre).norm(dim=1).mean()
@@ -147,8 +177,9 @@ def test_several_extractors_are_attacked_at_once(
         both = replace(attack, surrogates=2)
         made = both(digits[0], goal, surrogate=given_models(tiny_net, bn_net), streams=Streams(0))
         for model in (tiny_net, bn_net):
-            objective = distance_objective(model, goal, attack.form)
-            before, after = (float(objective(d.pixels(made.poison_idx)).detach()) for d in (digits[0], made.train))
+            before, after = (
+                distance(model, goal, attack.form, d.pixels(made.poison_idx)) for d in (digits[0], made.train)
+            )
             assert after < 0.7 * before
 
 
@@ -169,10 +200,9 @@ def test_more_poisons_than_a_batch_move_each_batchs_own_mean(
     attack = replace(OURS, augment=None, steps=60, batch=8)
     made = attack(digits[0], goal, surrogate=given_models(tiny_net), streams=Streams(0))
     whole = replace(attack, batch=20)(digits[0], goal, surrogate=given_models(tiny_net), streams=Streams(0))
-    objective = distance_objective(tiny_net, goal, "mean-square")
 
     def distances(data: LabeledImages) -> list[float]:
-        return [float(objective(data.pixels(part)).detach()) for part in made.poison_idx.split(8)]
+        return [distance(tiny_net, goal, "mean-square", data.pixels(part)) for part in made.poison_idx.split(8)]
 
     assert len(made.poison_idx) == 20
     for own, common, clean in zip(distances(made.train), distances(whole.train), distances(digits[0]), strict=True):
@@ -193,4 +223,4 @@ def test_impossible_settings_are_refused_when_they_are_written(tiny_net: Classif
     for parameter in dead.body.parameters():
         parameter.data.zero_()
     with pytest.raises(ValueError, match="the goal's feature is 0 everywhere"):
-        distance_objective(dead, goal, "authors")
+        distance_objective(dead, [goal], "authors")

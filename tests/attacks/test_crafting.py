@@ -1,18 +1,24 @@
+"""The outer loop, against a slow one: one goal or several, killed anywhere, and with an adaptive attacker's noise."""
+
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from attacks_slow import descend
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from friends.attacks.crafting import Loop, craft, poison_gradient
-from friends.attacks.pixels import PixelAdam, decay, initial_delta, milestones, project
+from friends.attacks import halfway
+from friends.attacks.adaptive import Adaptive
+from friends.attacks.crafting import Crafted, Job, Loop, craft, craft_many, poison_gradient
+from friends.attacks.halfway import Halfway
+from friends.attacks.pixels import PixelAdam, initial_delta, project
 from friends.data.augment import Augment
-from friends.types import Streams
+from friends.types import Progress, Streams, silent
+from interrupting import Stop, stop_at
 
 XI = 16 / 255
 MOMENTS = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -31,71 +37,6 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def loop(**changes: object) -> Loop:
     plain = {"xi": XI, "steps": 8, "restarts": 1, "tau": 0.1, "augment": None, "start": "randn"}
     return Loop(**{**plain, **changes})  # type: ignore[arg-type]
-
-
-# --- start, bound, schedule ---
-
-
-def test_the_random_start_is_a_clipped_normal_with_a_third_at_the_bound() -> None:
-    delta = initial_delta(torch.zeros(50, 3, 16, 16), XI, "randn", generator())
-    assert delta.abs().max() == torch.tensor(XI)
-    assert (delta.abs() == delta.abs().max()).float().mean() == pytest.approx(0.317, abs=0.01)
-    assert (delta[delta.abs() < XI]).std() == pytest.approx(0.54 * XI, rel=0.02)  # a normal cut off at one sigma
-    assert not initial_delta(torch.zeros(2, 3, 4, 4), XI, "clean", generator()).any()
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(0, 1000), st.floats(1 / 255, 1))
-def test_projection_bounds_the_perturbation_and_keeps_the_clean_image_plus_it_valid(seed: int, xi: float) -> None:
-    base, delta = random(3, 2, 5, 4, seed=seed), random(3, 2, 5, 4, seed=seed + 1) * 4 - 2
-    out = project(delta, base, xi)
-    assert out.abs().max() <= xi
-    assert (base + out).min() >= 0
-    assert (base + out).max() <= 1
-    inside = (delta.abs() <= xi) & (base + delta >= 0) & (base + delta <= 1)
-    assert torch.equal(out[inside], delta[inside])
-
-
-def test_the_step_falls_where_the_original_code_lets_it_fall() -> None:
-    assert milestones(250) == (93, 156, 218)
-    assert milestones(100) == (37, 62, 87)
-    rates = [decay(step, 250) for step in range(250)]
-    assert [i for i in range(1, 250) if rates[i] != rates[i - 1]] == [93, 156, 218]
-    assert rates[0] == 1
-    assert rates[93] == pytest.approx(0.1)
-    assert rates[249] == pytest.approx(0.001)
-    assert decay(0, 1) == 1  # a milestone at 0 is none
-
-
-# --- the optimizer ---
-
-
-def test_the_first_step_is_tau_in_normalised_units_whatever_the_bound_and_the_gradient() -> None:
-    gradient = (random(2, 3, 4, 4) - 0.5) * 1e-6
-    moved = PixelAdam(STD, signed=True).step(torch.zeros_like(gradient), gradient, 0.1)
-    assert torch.allclose(moved, -0.1 * STD * gradient.sign(), atol=1e-8)
-
-
-@pytest.mark.parametrize("signed", [True, False])
-def test_the_optimizer_is_torchs_adam_in_normalised_space(signed: bool) -> None:
-    gradients = [random(2, 3, 4, 4, seed=seed) - 0.4 for seed in range(5)]
-    ours, adam = torch.zeros(2, 3, 4, 4, dtype=torch.float64), PixelAdam(STD, signed=signed)
-    theirs = torch.zeros_like(ours).requires_grad_()
-    optimizer = torch.optim.Adam([theirs], lr=0.1)
-    for gradient in gradients:
-        ours = adam.step(ours, gradient, 0.1)
-        theirs.grad = (gradient * STD).sign() if signed else gradient * STD
-        optimizer.step()
-    assert torch.allclose(ours, theirs.detach() * STD, atol=1e-12)
-
-
-def test_the_sign_is_taken_before_adam_and_not_after() -> None:
-    adam, delta = PixelAdam(torch.ones(1, 1, 1, 1), signed=True), torch.zeros(1, 1, 1, 1)
-    for value in (100.0, -1.0, -1.0):  # on raw gradients the 100 would still rule the third step
-        before, delta = delta, adam.step(delta, torch.full((1, 1, 1, 1), value), 1.0)
-    mean = (0.1 * (0.9**2 - 0.9 - 1)) / (1 - 0.9**3)
-    assert float(delta - before) == pytest.approx(-mean, rel=1e-5)
-    assert 0 < -mean < 1  # smaller than a whole step, which the sign of Adam's step would be
 
 
 # --- the loop ---
@@ -246,8 +187,165 @@ def test_a_score_that_is_not_finite_stops_the_attack() -> None:
         ("batch", 0, "batch must be at least 1"),
         ("tau", 0.0, "tau, the step size, must be positive"),
         ("start", "zero", "unknown start 'zero'; choose one of randn, clean"),
+        ("tau", float("nan"), "tau, the step size, must be positive"),
     ],
 )
 def test_impossible_settings_are_refused(setting: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         loop(**{setting: value})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_nothing_to_craft_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing to craft"):
+        craft_many([], [], loop(), moments=MOMENTS)
+    with pytest.raises(ValueError, match="nothing to craft"):
+        craft(random(0, 3, 8, 8), [curved], loop(), moments=MOMENTS, streams=Streams(0))
+
+
+# --- several goals at once ---
+
+
+def joint(*objectives: Callable[[Tensor], Tensor]) -> Callable[[list[Tensor]], Tensor]:
+    """Every goal's own objective, for its own poisons."""
+    return lambda poisons: torch.stack([f(x) for f, x in zip(objectives, poisons, strict=True)])
+
+
+def scaled(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: factor * curved(x) - (1 - factor) * (x**3).mean()
+
+
+@pytest.mark.parametrize("batch", [512, 2])
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("adapt", [None, Adaptive(mu=8 / 255, draws=2)], ids=["plain", "adaptive"])
+def test_goals_crafted_together_are_what_each_is_alone(batch: int, signed: bool, adapt: Adaptive | None) -> None:
+    own = [scaled(factor) for factor in (0.2, 0.9, -0.5)]
+    jobs = [Job(random(3, 3, 8, 8, seed=g), Streams(g)) for g in range(3)]
+    start = "randn" if signed else "clean"
+    settings = loop(restarts=2, augment=Augment(), batch=batch, signed=signed, start=start, adapt=adapt)
+    together = craft_many(jobs, [joint(*own), joint(*own[::-1])], settings, moments=MOMENTS)
+    for g, job in enumerate(jobs):
+        alone = craft(job.base, [own[g], own[2 - g]], settings, moments=MOMENTS, streams=job.streams)
+        assert torch.allclose(together[g].delta, alone.delta, atol=1e-9)
+        assert together[g].first == pytest.approx(alone.first)
+        assert together[g].last == pytest.approx(alone.last)
+        assert alone.delta.abs().max() > XI / 2
+
+
+def test_every_goal_keeps_its_own_best_restart() -> None:
+    bases = [random(2, 3, 8, 8, seed=g) for g in range(4)]
+    jobs = [Job(base, Streams(g)) for g, base in enumerate(bases)]
+    own = [(lambda x, base=base: (x - base).mean()) for base in bases]
+    found = craft_many(jobs, [joint(*own)], loop(steps=1, restarts=4), moments=MOMENTS)
+    kept = [min(range(4), key=one.last.__getitem__) for one in found]
+    assert len(set(kept)) > 1
+    for g, one in enumerate(found):
+        start = initial_delta(bases[g], XI, "randn", Streams(g)("init", kept[g]))
+        step = PixelAdam(STD, signed=True).step(start, torch.ones_like(start), 0.1)
+        assert torch.allclose(one.delta, project(step, bases[g], XI), atol=1e-7)
+
+
+def test_goals_of_different_sizes_are_refused() -> None:
+    jobs = [Job(random(n, 3, 8, 8), Streams(0)) for n in (2, 3)]
+    with pytest.raises(ValueError, match=r"need equally many poisons, not \[2, 3\]"):
+        craft_many(jobs, [joint(curved, curved)], loop(), moments=MOMENTS)
+
+
+def test_no_more_poisons_of_a_goal_than_a_batch_are_seen_at_once() -> None:
+    seen: list[list[int]] = []
+
+    def watching(poisons: list[Tensor]) -> Tensor:
+        seen.append([len(x) for x in poisons])
+        return torch.stack([curved(x) for x in poisons])
+
+    jobs = [Job(random(7, 3, 8, 8, seed=g), Streams(g)) for g in range(2)]
+    adapt = Adaptive(mu=0.1, draws=2)
+    craft_many(jobs, [watching], loop(steps=1, batch=3, adapt=adapt), moments=MOMENTS)
+    assert seen == [[3, 3]] * 4 + [[1, 1]] * 2
+
+
+# --- surrogates that change on the way ---
+
+
+def test_objectives_may_change_before_a_step_and_stay_changed() -> None:
+    base, asked = random(2, 3, 8, 8), list[tuple[int, int]]()
+
+    def before_step(place: tuple[int, int], delta: Tensor) -> list[Callable[[Tensor], Tensor]] | None:
+        assert delta.shape == base.shape
+        asked.append(place)
+        return {(0, 0): [lambda x: x.sum() * 0 + 1], (0, 2): [lambda x: x.sum() * 0 + 2]}.get(place)
+
+    settings = loop(steps=3, restarts=2, start="clean")
+    found = craft(base, [], settings, moments=MOMENTS, streams=Streams(0), before_step=before_step)
+    assert asked == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert found.first == [1, 2]
+    assert found.last == [2, 2]
+
+
+# --- killed ---
+
+
+def kept(folder: Path | None, progress: Progress = silent, signed: bool = True) -> list[Crafted]:
+    """A crafting of two goals, two restarts of four steps each, adaptive and augmented."""
+    jobs = [Job(random(3, 3, 8, 8, seed=g), Streams(g), 0.05 * random(3, 3, 8, 8, seed=9)) for g in range(2)]
+    settings = loop(steps=4, restarts=2, augment=Augment(), adapt=Adaptive(mu=0.05, draws=2), batch=2, signed=signed,
+                    start="randn" if signed else "clean")  # fmt: skip
+    where = Halfway(folder, "me") if folder else None
+    own = joint(scaled(0.2), scaled(0.9))
+    return craft_many(jobs, [own], settings, moments=MOMENTS, halfway=where, progress=progress, what="test")
+
+
+def same(a: list[Crafted], b: list[Crafted]) -> bool:
+    return all(
+        torch.equal(x.delta, y.delta) and (x.first, x.last) == (y.first, y.last) for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_crafting_killed_at_any_step_goes_on_to_the_same_bits(
+    step: int, signed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halfway, "SECONDS", 0.0)
+    whole = kept(None, signed=signed)
+    with pytest.raises(Stop):
+        kept(tmp_path, stop_at(step, "test"), signed)
+    told: list[int] = []
+    again = kept(tmp_path, lambda what, done, total, note="", /: told.append(done), signed)
+    assert same(again, whole)
+    assert told == list(range(step, 9))  # what was written before the kill is not done again
+
+
+def test_a_finished_crafting_is_read_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(halfway, "SECONDS", 0.0)
+    whole = kept(tmp_path)
+    assert same(kept(tmp_path, stop_at(1, "test")), whole)
+    told: list[int] = []
+    kept(tmp_path, lambda what, done, total, note="", /: told.append(done))
+    assert told == []
+
+
+def test_a_kill_while_the_state_is_written_costs_a_step_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halfway, "SECONDS", 0.0)
+    written, write = 0, halfway.write_tensors
+
+    def killed(*args: object) -> None:
+        nonlocal written
+        written += 1
+        if written == 6:
+            raise Stop
+        write(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(halfway, "write_tensors", killed)
+        kept(tmp_path)
+    told: list[int] = []
+    assert same(kept(tmp_path, lambda what, done, total, note="", /: told.append(done)), kept(None))
+    assert told == [6, 7, 8]
+
+
+def test_writing_the_state_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(halfway, "SECONDS", 0.0)
+    assert same(kept(tmp_path), kept(None))

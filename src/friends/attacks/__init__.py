@@ -5,14 +5,48 @@ A new attack is a frozen dataclass that fulfils :class:`Attack`, and a row in :d
 
 from __future__ import annotations
 
-from friends.attacks import bullseye_polytope, gradient_matching
+from friends.attacks import (
+    badnets,
+    bullseye_polytope,
+    clean_label,
+    gradient_matching,
+    hidden_trigger,
+    metapoison,
+    narcissus,
+    sleeper_agent,
+)
+from friends.attacks.badnets import BadNets
 from friends.attacks.base import Attack, Surrogate, penultimate
 from friends.attacks.bullseye_polytope import BullseyePolytope
+from friends.attacks.clean_label import CleanLabelBackdoor
 from friends.attacks.gradient_matching import GradientMatching
+from friends.attacks.hidden_trigger import HiddenTrigger
+from friends.attacks.metapoison import MetaPoison
+from friends.attacks.narcissus import Narcissus
+from friends.attacks.sleeper_agent import SleeperAgent
 
-__all__ = ["ATTACKS", "Attack", "BullseyePolytope", "GradientMatching", "Surrogate", "penultimate"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "BadNets",
+    "BullseyePolytope",
+    "CleanLabelBackdoor",
+    "GradientMatching",
+    "HiddenTrigger",
+    "MetaPoison",
+    "Narcissus",
+    "SleeperAgent",
+    "Surrogate",
+    "penultimate",
+]
 
 ATTACKS: dict[str, type[Attack]] = {
     gradient_matching.NAME: GradientMatching,
     bullseye_polytope.NAME: BullseyePolytope,
+    sleeper_agent.NAME: SleeperAgent,
+    hidden_trigger.NAME: HiddenTrigger,
+    badnets.NAME: BadNets,
+    clean_label.NAME: CleanLabelBackdoor,
+    narcissus.NAME: Narcissus,
+    metapoison.NAME: MetaPoison,
 }

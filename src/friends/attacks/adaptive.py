@@ -13,7 +13,9 @@ is the mean (``draws``); a clip that lets gradients through (``straight_through`
 loop can be made adaptive, not Sleeper Agent alone.
 
 Departures and choices: the surrogate is trained with the random noise too, as it is part of the victim's recipe that a
-gray-box attacker knows (``surrogates``). The earlier run is one on the clean data, of another seed than any victim's.
+gray-box attacker knows (``surrogates``). The earlier run is one on the clean data, of another seed than any victim's;
+its friendly noise is made at ``def_epoch``, as the defense makes it. The goal's own gradient or feature is taken
+without noise: a victim is asked about the goal as it is.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ from friends.types import Streams
 EARLIER_RUN = 9000
 """The index of the surrogate that makes the friendly noise: one that no attack uses for anything else."""
 
+BATCH = 128
+"""Images whose friendly noise is made at once; none depends on the others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive:
@@ -45,8 +50,8 @@ class Adaptive:
         draws: how often noise and augmentation are drawn in every step; the gradients are averaged.
         straight_through: let gradients pass the clip to [0, 1] after the friendly noise; else they stop there.
         surrogates: whether surrogates are trained with the random noise.
-        def_epoch: how far the earlier run was trained when its friendly noise was made.
-        settings: how the friendly noise was made.
+        def_epoch: epochs after which the earlier run made its friendly noise.
+        settings: how the friendly noise was made; ``zeta`` is that above.
 
     Raises:
         ValueError: a setting is out of range.
@@ -94,12 +99,15 @@ class Adaptive:
         noise = (self.random, self.mu) if self.mu else None
         model = surrogate(train, index=EARLIER_RUN, epochs=self.def_epoch, noise=noise)
         generator = streams("friendly", device=train.device)
-        parts = rows.to(train.device).split(128)
         noises = [
             friendly_noise(model, train.pixels(part), self.settings, zeta=self.zeta, generator=generator)
-            for part in parts
+            for part in rows.to(train.device).split(BATCH)
         ]
         return torch.cat(noises)
+
+    def passes(self, poisons: int) -> tuple[int, int]:
+        """Images that enter the earlier run's model to make friendly noise: only looked at, and differentiated."""
+        return (poisons, poisons * self.settings.steps) if self.zeta else (0, 0)
 
     def disturbed(
         self,
@@ -107,9 +115,15 @@ class Adaptive:
         fixed: Float[Tensor, "p c h w"] | None,
         generator: torch.Generator,
     ) -> Float[Tensor, "p c h w"]:
-        """The poisons as the victim's augmentation will see them; differentiable, ``fixed`` being friendly noise."""
+        """The poisons as the victim's augmentation will see them, differentiable.
+
+        Args:
+            x: pixels of the poisons.
+            fixed: their friendly noise, or None. Without it nothing is clipped, and the sum with random noise never is.
+            generator: where the random noise is drawn from; at ``mu`` 0 nothing is drawn.
+        """
         if fixed is not None:
-            moved = x + fixed
+            moved = x + fixed.to(x)
             clipped = moved.clamp(0, 1)
             x = moved + (clipped - moved).detach() if self.straight_through else clipped
-        return x + random_noise(x, self.random, self.mu, generator)
+        return x + random_noise(x, self.random, self.mu, generator) if self.mu else x

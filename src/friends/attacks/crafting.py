@@ -38,6 +38,11 @@ JointObjective = Callable[[list[Tensor]], Tensor]
 """The same for the poisons of t goals at once: a list of their augmented poisons in, ``(t,)`` scores out."""
 
 
+BeforeStep = Callable[[tuple[int, int], Tensor], Sequence[Objective] | None]
+"""Called before every step, also the first one after a kill, with the restart and step that come next and the present
+perturbation; returns the objectives from here on, or None for those that the loop has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loop:
     """The settings of the outer loop; an attack makes one of its own settings, which checks them.
@@ -87,7 +92,7 @@ class Job:
 
     Args:
         base: clean pixels in [0, 1], on the device of the surrogates.
-        streams: ``("init", restart)`` and ``("augment", restart, step)`` are drawn from.
+        streams: ``("init", restart)``, ``("augment", restart, step)`` and ``("noise", restart, step)`` are drawn from.
         fixed: friendly noise that the victim is expected to add, for an adaptive attacker.
     """
 
@@ -119,14 +124,21 @@ def craft(
     moments: tuple[tuple[float, ...], tuple[float, ...]],
     streams: Streams,
     fixed: Float[Tensor, "p c h w"] | None = None,
+    before_step: BeforeStep | None = None,
     halfway: Halfway | None = None,
     progress: Progress = silent,
     what: str = "poisons",
 ) -> Crafted:
     """:func:`craft_many` for one goal, whose objectives take the poisons and return a scalar."""
+
+    def renewed(place: tuple[int, int], delta: Tensor) -> list[JointObjective] | None:
+        changed = before_step(place, delta) if before_step else None
+        return None if changed is None else [_joint(objective) for objective in changed]
+
     joint = [_joint(objective) for objective in objectives]
     job = Job(base, streams, fixed)
-    return craft_many([job], joint, loop, moments=moments, halfway=halfway, progress=progress, what=what)[0]
+    return craft_many([job], joint, loop, moments=moments, before_step=renewed, halfway=halfway, progress=progress,
+                      what=what)[0]  # fmt: skip
 
 
 def _joint(objective: Objective) -> JointObjective:
@@ -139,6 +151,7 @@ def craft_many(
     loop: Loop,
     *,
     moments: tuple[tuple[float, ...], tuple[float, ...]],
+    before_step: Callable[[tuple[int, int], Tensor], Sequence[JointObjective] | None] | None = None,
     halfway: Halfway | None = None,
     progress: Progress = silent,
     what: str = "poisons",
@@ -149,22 +162,26 @@ def craft_many(
         objectives: all see the same augmented poisons; their gradients are summed and their scores averaged. Each
             job's poisons move down the gradient of the *sum* of the jobs' scores.
         moments: mean (what a shift brings in from outside) and standard deviation (the unit of ``tau``) per channel.
+        before_step: as :data:`BeforeStep`, for attacks whose surrogates change on the way.
         halfway: where the state is kept, to go on after a kill; nowhere if None.
         what: what ``progress`` calls this.
 
     Raises:
-        ValueError: a score is not finite, or the state is that of another crafting.
+        ValueError: a score is not finite, the state is that of another crafting, or the jobs have no poison or
+            differ in their number of poisons.
     """
+    _check_jobs(jobs)
     loops = _Loops(jobs, loop, torch.tensor(moments[1]).view(1, -1, 1, 1).to(jobs[0].base))
     state = halfway.load(jobs[0].base.device) if halfway else None
     if state is not None:
         loops.restore(*state)
     while loops.restart < loop.restarts:
+        if before_step:
+            objectives = before_step(loops.place, loops.delta) or objectives
         scores, gradient = joint_gradient(jobs, loops.delta, objectives, loop, loops.place, moments[0])
+        note = f"restart {loops.restart}, score {sum(scores) / len(scores):.4f}"
         loops.step(scores, gradient)
-        done = loops.restart * loop.steps + loops.at
-        mean = sum(scores) / len(scores)
-        progress(what, done, loop.restarts * loop.steps, f"{loops.note}, score {mean:.4f}")
+        progress(what, loops.restart * loop.steps + loops.at, loop.restarts * loop.steps, note)
         if halfway:
             halfway.offer(loops.state)
     return [
@@ -179,7 +196,7 @@ class _Loops:
     def __init__(self, jobs: Sequence[Job], loop: Loop, std: Float[Tensor, "1 c 1 1"]) -> None:
         self.jobs, self.loop, self.std = jobs, loop, std
         self.sizes = [len(job.base) for job in jobs]
-        self.base = torch.cat([job.base for job in jobs])
+        self.base = jobs[0].base if len(jobs) == 1 else torch.cat([job.base for job in jobs])
         self.best = self.base
         self.first: list[list[float]] = [[] for _ in jobs]
         self.last: list[list[float]] = [[] for _ in jobs]
@@ -190,10 +207,6 @@ class _Loops:
     def place(self) -> tuple[int, int]:
         """Restart and step that come next."""
         return self.restart, self.at
-
-    @property
-    def note(self) -> str:
-        return f"restart {self.restart}"
 
     def _begin(self) -> None:
         starts = [
@@ -243,6 +256,14 @@ class _Loops:
         self.adam.restore(tensors, int(cast(int, numbers["adam_steps"])))
 
 
+def _check_jobs(jobs: Sequence[Job]) -> None:
+    sizes = {len(job.base) for job in jobs}
+    if len(sizes) > 1:
+        raise ValueError(f"goals that are crafted together need equally many poisons, not {sorted(sizes)}")
+    if not sizes or 0 in sizes:
+        raise ValueError("there is nothing to craft: no goal, or no poison")
+
+
 def poison_gradient(
     base: Float[Tensor, "p c h w"],
     delta: Float[Tensor, "p c h w"],
@@ -251,10 +272,11 @@ def poison_gradient(
     streams: Streams,
     fill: tuple[float, ...],
     place: tuple[int, int] = (0, 0),
+    fixed: Float[Tensor, "p c h w"] | None = None,
 ) -> tuple[float, Float[Tensor, "p c h w"]]:
     """The mean score of the perturbed images of one goal, and the gradient of the summed scores."""
     joint = [_joint(objective) for objective in objectives]
-    scores, gradient = joint_gradient([Job(base, streams)], delta, joint, loop, place, fill)
+    scores, gradient = joint_gradient([Job(base, streams, fixed)], delta, joint, loop, place, fill)
     return scores[0], gradient
 
 
@@ -271,49 +293,72 @@ def joint_gradient(
     The gradient is summed over surrogates and jobs, and averaged over the draws.
 
     Args:
-        delta: the perturbations of all jobs, one after the other.
-        place: restart and step, which name the stream of this step's augmentation.
+        delta: the perturbations of all jobs, one after the other; all have equally many.
+        place: restart and step, which name the streams of this step's augmentation and noise.
         fill: per-channel colour of what a shift brings in.
 
     Raises:
-        ValueError: a score is not finite, or the jobs differ in their number of poisons.
+        ValueError: a score is not finite.
     """
-    sizes = [len(job.base) for job in jobs]
-    if len(set(sizes)) > 1:
-        raise ValueError(f"goals that are crafted together need equally many poisons, not {sizes}")
-    leaf = delta.detach().requires_grad_()
-    generators = [job.streams("augment", *place, device=delta.device) for job in jobs]
+    looks = [_Look(job, loop, place, fill, delta.device) for job in jobs]
+    whole = delta.detach().unflatten(0, (len(jobs), -1))  # a view: (t, p, c, h, w)
+    gradient = torch.empty_like(whole)
     totals = torch.zeros(len(jobs), dtype=torch.float64)
-    gradient = torch.zeros_like(delta)
-    parts = -(-max(sizes) // loop.batch)
-    for draw in range(loop.draws * parts):
-        span = slice(draw % parts * loop.batch, (draw % parts + 1) * loop.batch)
-        seen = [
-            _seen(job, own, span, loop, generator, fill)
-            for job, own, generator in zip(jobs, leaf.split(sizes), generators, strict=True)
-        ]
-        # The objectives may differentiate twice; cutting the graph here keeps that away from the bilinear sampling.
-        entered = [one.detach().requires_grad_() for one in seen]
-        at_entry = [torch.zeros_like(one) for one in entered]
-        for objective in objectives:
-            scores = objective(entered)
-            totals += scores.detach().double().cpu() / (len(objectives) * loop.draws * parts)
-            for total, part in zip(at_entry, torch.autograd.grad(scores.sum(), entered), strict=True):
-                total += part
-        gradient += torch.autograd.grad(seen, leaf, at_entry)[0] / loop.draws
+    starts = range(0, whole.shape[1], loop.batch)
+    for start in starts:
+        span = slice(start, start + loop.batch)
+        scores, gradient[:, span] = _part(looks, whole[:, span], span, objectives, loop.draws)
+        totals += scores / len(starts)
     for total in totals.tolist():
         if not math.isfinite(total):
             raise ValueError(
                 f"the objective became {total}: the surrogate is not finite, or fits the poisons without any loss"
             )
-    return totals.tolist(), gradient
+    return totals.tolist(), gradient.flatten(0, 1)
 
 
-def _seen(
-    job: Job, delta: Tensor, span: slice, loop: Loop, generator: torch.Generator, fill: tuple[float, ...]
-) -> Float[Tensor, "b c h w"]:
-    """Some poisons of a job as the surrogate will see them: with the noise of the defense, if known, and augmented."""
-    seen = job.base[span] + delta[span]
-    if loop.adapt is not None:
-        seen = loop.adapt.disturbed(seen, None if job.fixed is None else job.fixed[span], generator)
-    return seen if loop.augment is None else loop.augment(seen, generator, fill)
+def _part(
+    looks: Sequence[_Look],
+    delta: Float[Tensor, "t b c h w"],
+    span: slice,
+    objectives: Sequence[JointObjective],
+    draws: int,
+) -> tuple[Float[Tensor, " t"], Float[Tensor, "t b c h w"]]:
+    """Score and gradient of one batch of every job's poisons."""
+    leaf = delta.detach().requires_grad_()
+    gradient = torch.zeros_like(leaf)
+    totals = torch.zeros(len(looks), dtype=torch.float64)
+    for _ in range(draws):
+        seen = [look(own, span) for look, own in zip(looks, leaf.unbind(), strict=True)]
+        # The objectives may differentiate twice; cutting the graph here keeps that away from the bilinear sampling.
+        entered = [one.detach().requires_grad_() for one in seen]
+        at_entry = [torch.zeros_like(one) for one in entered]
+        for objective in objectives:
+            scores = objective(entered)
+            totals += scores.detach().cpu().double() / (len(objectives) * draws)
+            for total, part in zip(at_entry, torch.autograd.grad(scores.sum(), entered), strict=True):
+                total += part
+        gradient += torch.autograd.grad(seen, leaf, at_entry)[0] / draws
+    return totals, gradient
+
+
+class _Look:
+    """How the surrogates see a job's poisons in one step: the defense's noise, if expected, then augmentation.
+
+    Each call is another draw. The noise has a stream of its own, so that an attacker who expects none draws the same
+    augmentation.
+    """
+
+    def __init__(
+        self, job: Job, loop: Loop, place: tuple[int, int], fill: tuple[float, ...], device: torch.device
+    ) -> None:
+        self.job, self.loop, self.fill = job, loop, fill
+        self.shifts = job.streams("augment", *place, device=device)
+        self.noise = job.streams("noise", *place, device=device)
+
+    def __call__(self, delta: Float[Tensor, "b c h w"], span: slice) -> Float[Tensor, "b c h w"]:
+        job, loop = self.job, self.loop
+        seen = job.base[span] + delta
+        if loop.adapt is not None:
+            seen = loop.adapt.disturbed(seen, None if job.fixed is None else job.fixed[span], self.noise)
+        return seen if loop.augment is None else loop.augment(seen, self.shifts, self.fill)

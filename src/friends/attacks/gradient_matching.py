@@ -8,26 +8,38 @@ the clean data, x_t the goal images, y_w the wanted class, and A a random augmen
     g_t = grad_theta mean_t CE(f(x_t), y_w)                    (once, not augmented)
     g_p = grad_theta mean_i CE(f(A(x_i + delta_i)), y_w)       (at every step, on a fresh augmentation)
 
-one cosine over all parameters at once. A victim that learns the poisons then also learns the goal.
+one cosine over all parameters at once, averaged over the surrogates if there are several. A victim that learns the
+poisons then also learns the goal.
+
+An ensemble may be *staggered*: its K surrogates are trained to different epochs of a recipe of E, as in the authors'
+code, so that the poisons match the goal along the way and not only at its end::
+
+    firstn       0, 1, ..., K-1
+    full         0, ..., E             K whole epochs, evenly spaced, both ends included
+    inbetween    the same without the ends, of K+2
 
 Departures from the authors' code: dropout is off while crafting (theirs is left on); ``tau`` is the step as it is,
-where theirs is multiplied by batch/512; ``delta`` is kept in pixels and only the step size in normalised units.
+where theirs is multiplied by batch/512; ``delta`` is kept in pixels and only the step size in normalised units; the
+margin loss ``cw`` is used for g_t alone (theirs also for g_p, where poisons that are learned already have none) and
+compares with the best *other* class. Not here: surrogates that go on learning between the steps, and other losses than
+the cosine, all off by default there. Ours: ``selection="max-gradient"``, by which Sleeper Agent (Souri et al., NeurIPS
+2022) chooses its bases; random ones are the original.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from friends.attacks.base import (
     About,
+    Adaptive,
     Cost,
     Halfway,
     Loop,
@@ -45,12 +57,17 @@ from friends.attacks.base import (
     still,
     wanted_class,
 )
+from friends.attacks.matching import gradient_lengths, mean_gradient, objective_for, trainable
 from friends.data.augment import Augment
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
 from friends.types import Progress, Streams, silent
 
 NAME = "gradient-matching"
+
+Stagger = Literal["firstn", "full", "inbetween"]
+Criterion = Literal["cross-entropy", "cw"]
+Selection = Literal["random", "max-gradient"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +82,16 @@ class GradientMatching:
         tau: step size in normalised units (pixels divided by the channel's standard deviation); divided by
             ``surrogates``.
         surrogates: how many models the poisons are matched to at once.
+        stagger: train the surrogates to different epochs, by one of the rules above; None trains all fully.
+        epochs: how many epochs the victim's recipe has; needed to stagger.
+        selection: which images of the wanted class become poisons: ``"random"``, or ``"max-gradient"``, those with the
+            longest gradients of their own, in the mean over the surrogates. Bases that a goal prescribes go first.
+        criterion: loss of the goal whose gradient is matched: ``"cross-entropy"``, or ``"cw"``, by how much the best
+            other logit exceeds the wanted one.
         augment: what the victim is expected to augment with; None for none.
         init: ``"randn"``, a random start in the ball, or ``"clean"``, the base image itself.
         batch: poisons per forward pass; if there are more, each batch is matched by itself.
+        adapt: the defense that the poisons are to survive; None for an attacker who knows of none.
 
     Raises:
         ValueError: a setting is out of range.
@@ -79,9 +103,14 @@ class GradientMatching:
     restarts: int = 8
     tau: float = 0.1
     surrogates: int = 1
+    stagger: Stagger | None = None
+    epochs: int | None = None
+    selection: Selection = "random"
+    criterion: Criterion = "cross-entropy"
     augment: Augment | None = field(default_factory=Augment)
     init: Start = "randn"
     batch: int = 512
+    adapt: Adaptive | None = None
 
     about: ClassVar[About] = About(
         title="Gradient Matching (Witches' Brew)",
@@ -90,15 +119,19 @@ class GradientMatching:
         aim="target",
     )
 
-    def cost(self, sizes: Sizes) -> Cost:
-        """Every poison is differentiated twice by every surrogate at every step of every restart."""
-        seen = sizes.poisons * self.steps * self.restarts * self.surrogates
-        return Cost(gradient=sizes.goal * self.surrogates, second=seen, trainings=self.surrogates)
-
     def __post_init__(self) -> None:
         check_budget(self.budget)
         if self.surrogates < 1:
             raise ValueError(f"at least one surrogate is needed, not {self.surrogates}")
+        for name, value, known in (
+            ("stagger", self.stagger, (None, *get_args(Stagger))),
+            ("selection", self.selection, get_args(Selection)),
+            ("criterion", self.criterion, get_args(Criterion)),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(k for k in known if k)}")
+        if self.stagger is not None:
+            staggered(self.stagger, self.surrogates, self.epochs)
         self._loop()
 
     def _loop(self) -> Loop:
@@ -110,7 +143,27 @@ class GradientMatching:
             augment=self.augment,
             start=self.init,
             batch=self.batch,
+            adapt=self.adapt,
         )
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Every poison is differentiated twice by every surrogate at every draw of every step of every restart.
+
+        An adaptive attacker's earlier run counts as one more whole training.
+        """
+        forward, gradient = self.adapt.passes(sizes.poisons) if self.adapt else (0, 0)
+        looked_at = sizes.goal + (sizes.wanted if self.selection == "max-gradient" else 0)
+        return Cost(
+            forward=forward,
+            gradient=gradient + looked_at * self.surrogates,
+            second=sizes.poisons * self.steps * self.restarts * self.surrogates * self._loop().draws,
+            trainings=self._trainings() + (self.adapt is not None and self.adapt.zeta > 0),
+        )
+
+    def _trainings(self) -> float:
+        if self.stagger is None or not self.epochs:
+            return self.surrogates
+        return sum(staggered(self.stagger, self.surrogates, self.epochs)) / self.epochs
 
     def __call__(
         self,
@@ -125,29 +178,82 @@ class GradientMatching:
         """Poison ``train``. The surrogates are trained on it as it is; they and ``train`` are left as they were.
 
         Raises:
-            ValueError: the goal does not fit the data, the budget is more than the wanted class has, or a
-                surrogate has nothing to match.
+            ValueError: the goal does not fit the data, the budget is more than the wanted class has, a surrogate has
+                nothing to match, or ``checkpoint`` holds another crafting.
         """
         wanted = wanted_class(goal, train)
         rows = choose_bases(train, goal, self.budget, streams("bases"))
-        models = [surrogate(train, index=k) for k in range(self.surrogates)]
-        base = train.pixels(rows.to(train.device)).to(place_of(models[0]))
+        identity = identity_of(self, train, [goal], [streams])
+        halfway = Halfway(checkpoint, identity)
+        models = self._models(train, surrogate)
+        if self.selection == "max-gradient" and goal.bases is None:
+            rows = longest_gradients(models, train, wanted, len(rows), Halfway(checkpoint, identity, name="bases"))
+        fixed = self.adapt.friendly(train, rows, surrogate=surrogate, streams=streams) if self.adapt else None
         with still(models, freeze=False):
-            objectives = [matching_objective(model, goal, wanted) for model in models]
             crafted = craft(
-                base,
-                objectives,
+                train.pixels(rows.to(train.device)).to(place_of(models[0])),
+                [matching_objective(model, goal, wanted, self.criterion) for model in models],
                 self._loop(),
                 moments=train.moments,
                 streams=streams,
-                halfway=Halfway(checkpoint, identity_of(self, train, [goal], [streams])),
+                fixed=fixed,
+                halfway=halfway,
                 progress=progress,
                 what="gradient matching",
             )
         return poisoned(train, rows, crafted, goal, attack=NAME, settings=self)
 
+    def _models(self, train: LabeledImages, surrogate: Surrogate) -> list[nn.Module]:
+        """The surrogates, trained on the clean data."""
+        informed = self.adapt.informed(surrogate) if self.adapt else surrogate
+        if self.stagger is None:
+            return [informed(train, index=k) for k in range(self.surrogates)]
+        lengths = staggered(self.stagger, self.surrogates, self.epochs)
+        return [informed(train, index=k, epochs=epochs) for k, epochs in enumerate(lengths)]
 
-def matching_objective(model: nn.Module, goal: Goal, wanted: int) -> Objective:
+
+def staggered(rule: Stagger, surrogates: int, epochs: int | None) -> list[int]:
+    """The epochs to which each surrogate is trained, ascending.
+
+    Args:
+        rule: see the top of this file.
+        epochs: how many the whole recipe has.
+
+    Raises:
+        ValueError: the recipe's length is not given, or has too few epochs for so many surrogates.
+    """
+    if epochs is None or epochs < 1:
+        raise ValueError(f"stagger = {rule!r} needs epochs, the length of the victim's recipe, not {epochs}")
+    if surrogates - 1 > epochs:
+        raise ValueError(f"{surrogates} surrogates cannot be staggered over a recipe of {epochs} epochs")
+    if rule == "firstn":
+        return list(range(surrogates))
+    if rule == "inbetween":
+        return [epochs * k // (surrogates + 1) for k in range(1, surrogates + 1)]
+    return [epochs * k // max(surrogates - 1, 1) for k in range(surrogates)]
+
+
+def longest_gradients(
+    models: Sequence[nn.Module], train: LabeledImages, wanted: int, count: int, halfway: Halfway
+) -> Int64[Tensor, " count"]:
+    """Rows of the images of a class whose own gradients are longest in the mean over the models, ascending.
+
+    Args:
+        halfway: where they are kept, since the perturbations of a crafting that goes on belong to these rows.
+    """
+    state = halfway.load()
+    if state is not None:
+        return state[0]["rows"]
+    of_class = (train.y.cpu() == wanted).nonzero().flatten()
+    here = of_class.to(train.device)
+    with still(models, freeze=False):
+        lengths = torch.stack([gradient_lengths(model, train.pixels(here), train.y[here]).cpu() for model in models])
+    rows = of_class[lengths.mean(0).sort(descending=True, stable=True).indices[:count]].sort().values
+    halfway.offer(lambda: ({"rows": rows}, {}), force=True)
+    return rows
+
+
+def matching_objective(model: nn.Module, goal: Goal, wanted: int, criterion: Criterion = "cross-entropy") -> Objective:
     """``1 - cos`` of the goal's gradient, taken here and now, and that of the poisons it is called with.
 
     Args:
@@ -156,37 +262,15 @@ def matching_objective(model: nn.Module, goal: Goal, wanted: int) -> Objective:
     Raises:
         ValueError: no parameter requires a gradient, or the goal's gradient is 0 or not finite.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("no parameter of the surrogate requires a gradient: there is nothing to match")
-    x, y = goal.x.to(parameters[0]), goal.y_wanted.to(parameters[0].device)
-    target = [g.detach() for g in _gradient(model, x, y, parameters, create_graph=False)]
-    size = float(_dot(target, target)) ** 0.5
-    if not 0 < size < float("inf"):
-        raise ValueError(
-            f"the goal's gradient has length {size}: the surrogate already answers the wanted class with certainty, "
-            "or its weights are not finite"
-        )
-
-    def objective(poisons: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-        labels = torch.full((len(poisons),), wanted, device=poisons.device)
-        gradient = _gradient(model, poisons, labels, parameters, create_graph=True)
-        return matching_loss(target, gradient)
-
-    return objective
+    if criterion == "cross-entropy":
+        return objective_for(model, mean_gradient(model, goal.x, goal.y_wanted), wanted)
+    parameters = trainable(model)
+    margin = margin_loss(logits_of(model, goal.x.to(parameters[0])), goal.y_wanted.to(parameters[0].device))
+    return objective_for(model, torch.autograd.grad(margin, parameters, materialize_grads=True), wanted)
 
 
-def matching_loss(a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, ""]:
-    """1 - the cosine of two lists of tensors, each taken as one long vector."""
-    return 1 - _dot(a, b) / (_dot(a, a) * _dot(b, b)).sqrt()
-
-
-def _gradient(
-    model: nn.Module, x: Tensor, y: Tensor, parameters: Sequence[Tensor], *, create_graph: bool
-) -> tuple[Tensor, ...]:
-    loss = F.cross_entropy(logits_of(model, x), y)
-    return torch.autograd.grad(loss, parameters, create_graph=create_graph, materialize_grads=True)
-
-
-def _dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
-    return torch.stack([(p * q).sum() for p, q in zip(a, b, strict=True)]).sum()
+def margin_loss(logits: Float[Tensor, "b k"], wanted: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
+    """By how much the largest other logit exceeds the wanted one, in the mean over images."""
+    own = logits.gather(1, wanted[:, None])
+    others = logits.scatter(1, wanted[:, None], -torch.inf)
+    return (others.amax(1) - own[:, 0]).mean()

@@ -18,6 +18,7 @@ from torch import Tensor
 from friends.data.files import read_tensors, write_tensors
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal
+from friends.data.triggers import trigger_to_file
 from friends.types import Streams
 
 SECONDS = 5.0
@@ -36,13 +37,14 @@ class Halfway:
         name: the loop's own file, for attacks that have several.
 
     Raises:
-        ValueError: the folder holds the state of another crafting.
+        ValueError: the file is torn, or holds the state of another crafting. Make this before long work.
     """
 
     def __init__(self, folder: Path | None, identity: str, *, name: str = "craft") -> None:
         self.file = None if folder is None else folder / f"{name}.safetensors"
         self.identity = identity
         self._last = time.monotonic()
+        self.load()
 
     def load(self, device: torch.device | str = "cpu") -> State | None:
         """The state that was last written, tensors on ``device``; None if there is none."""
@@ -50,8 +52,10 @@ class Halfway:
             return None
         tensors, header = read_tensors(self.file)
         if header.get("identity") != self.identity:
-            raise ValueError(f"{self.file} holds another crafting: other data, goal, settings or seed. Delete it, "
-                             "or choose another folder.")  # fmt: skip
+            raise ValueError(
+                f"{self.file} holds another crafting: other data, goal, settings or seed. Delete it, or choose "
+                "another folder."
+            )
         numbers = cast("dict[str, object]", header["numbers"])
         return {name: tensor.to(device) for name, tensor in tensors.items()}, numbers
 
@@ -65,12 +69,19 @@ class Halfway:
 
 
 def identity_of(attack: object, train: LabeledImages, goals: list[Goal], streams: list[Streams]) -> str:
-    """A hash of everything that the poisons follow from, but for the surrogates, which follow from the same."""
-    sha = hashlib.sha256(repr((attack, [s.seed for s in streams])).encode())
-    sha.update(train.fingerprint.encode())
+    """A hash of what the poisons follow from: attack, data, goals and seeds. Surrogates are not in it.
+
+    (They follow from the same in a trial, which keeps every crafting in a folder of its own. Whoever trains surrogates
+    in another way must choose another folder.)
+    """
+    sha = hashlib.sha256(repr((attack, [s.seed for s in streams], train.fingerprint)).encode())
     for goal in goals:
-        for tensor in (goal.x, goal.y_true, goal.y_wanted, goal.bases):
+        held, named = trigger_to_file(goal.trigger)
+        sha.update(repr(sorted(named.items())).encode())
+        parts = {"x": goal.x, "true": goal.y_true, "wanted": goal.y_wanted, "bases": goal.bases, **held}
+        for name, tensor in parts.items():
             if tensor is not None:
+                sha.update(f"{name}{tuple(tensor.shape)}".encode())
                 sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:32]
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from friends.bench.trial import GoalSpec, TriggerSpec
 from friends.data.images import LabeledImages
+from friends.data.keys import STANDARD_KEYS, goal_of_key
 from friends.data.poisoned import Goal
 from friends.data.triggers import Additive, Patch, Stamp, Trigger, checkerboard, colour_grid
 from friends.types import Streams
@@ -55,9 +56,7 @@ def standard_goals(count: int, train: LabeledImages, test: LabeledImages, budget
     Raises:
         ValueError: the data are not CIFAR-10 in full.
     """
-    from friends.data.keys import STANDARD_KEYS, goal_of_key
-
-    return [goal_of_key(key, train, test, budget) for key in STANDARD_KEYS[:count]]
+    return [goal_of_key(key, train, test, budget) for key in list(STANDARD_KEYS)[:count]]
 
 
 def _draw(spec: GoalSpec, rows: Int64[Tensor, " k"], generator: torch.Generator) -> Int64[Tensor, " m"]:

@@ -74,7 +74,7 @@ def _run(lab: Lab) -> Report:
         return result
     lab.check()
     _claim(trial, out)
-    goals = _goals(lab)
+    goals = goals_of(lab)
     arms = (UNDEFENDED, *trial.arms)
     rows: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms} | {"clean": []}
     done, total, count = 0, len(goals) * len(arms) * trial.victims + trial.controls, 0
@@ -128,20 +128,22 @@ def _refuse_foreign(trial: Trial, out: Path) -> None:
         return
     theirs = json.loads(file.read_text(encoding="utf-8"))
     if theirs["key"] != trial.key():
-        where = _first_difference(theirs["settings"], json.loads(json.dumps(trial.settings())))
+        where = first_difference(theirs["settings"], json.loads(json.dumps(trial.settings())))
         raise ValueError(f"{out} holds another trial: {where}. Choose another folder with --out, or delete this one.")
 
 
-def _first_difference(theirs: object, ours: object, where: str = "") -> str:
+def first_difference(theirs: object, ours: object, where: str = "") -> str:
+    """The first setting in which two trials differ, in words."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         a, b = cast("dict[str, object]", theirs), cast("dict[str, object]", ours)
         for name in sorted(a.keys() | b.keys()):
             if a.get(name) != b.get(name):
-                return _first_difference(a.get(name), b.get(name), f"{where}.{name}" if where else name)
+                return first_difference(a.get(name), b.get(name), f"{where}.{name}" if where else name)
     return f"its {where or 'setting'} is {theirs!r}, not {ours!r}"
 
 
-def _goals(lab: Lab) -> list[Goal]:
+def goals_of(lab: Lab) -> list[Goal]:
+    """The goals of a trial; those of ``correct = true`` wait for a surrogate to be trained."""
     train, test, _ = lab.data
     if lab.trial.goals.keys:
         budget = cast(float, getattr(lab.trial.attack, "budget", 0.01))

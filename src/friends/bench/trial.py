@@ -232,6 +232,21 @@ def plain_value(value: object) -> object:
     return value
 
 
+def read_table(path: Path) -> dict[str, Any]:
+    """The plain values of a TOML file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not TOML.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no trial file {path}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+
+
 def read_trial(path: Path) -> Trial:
     """The trial that a TOML file describes.
 
@@ -239,12 +254,7 @@ def read_trial(path: Path) -> Trial:
         FileNotFoundError: there is no such file.
         ValueError: it is not TOML, or a name or value in it is wrong; says which, and what was meant perhaps.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no trial file {path}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
+    table = read_table(path)
     try:
         return parse_trial(table, default_name=path.stem)
     except (ValueError, TypeError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,8 +29,8 @@ SHOWN = 6
 """How many poisons the report shows."""
 
 
-def poisons(lab: Lab, goals: Sequence[Goal], wanted: Sequence[int] | None = None) -> list[PoisonedDataset]:
-    """The poisoned training sets of some goals, made or read, and checked against the attack's own claims.
+def poisons(lab: Lab, goals: Sequence[Goal], wanted: Sequence[int] | None = None) -> Iterator[PoisonedDataset]:
+    """The poisoned training sets of some goals, one after the other: made or read, and checked against the claims.
 
     Args:
         goals: all goals of the trial.
@@ -39,10 +39,12 @@ def poisons(lab: Lab, goals: Sequence[Goal], wanted: Sequence[int] | None = None
     """
     places = range(len(goals)) if wanted is None else wanted
     missing = [g for g in places if not _poison_file(lab, g).exists()]
-    many = isinstance(lab.trial.attack, ManyGoals) and not lab.trial.own_surrogates
-    for some in [missing] if many and len(missing) > 1 else [[g] for g in missing]:
-        _craft(lab, goals, some)
-    return [_checked(lab, PoisonedDataset.load(_poison_file(lab, g), lab.data[0])) for g in places]
+    if isinstance(lab.trial.attack, ManyGoals) and not lab.trial.own_surrogates and len(missing) > 1:
+        _craft(lab, goals, missing)
+    for g in places:
+        if not _poison_file(lab, g).exists():
+            _craft(lab, goals, [g])
+        yield _checked(lab, PoisonedDataset.load(_poison_file(lab, g), lab.data[0]))
 
 
 def _poison_file(lab: Lab, g: int) -> Path:
@@ -77,7 +79,7 @@ def _craft(lab: Lab, goals: Sequence[Goal], some: Sequence[int]) -> None:
     for g, poisoned in zip(some, made, strict=True):
         _checked(lab, poisoned)
         lab.took(f"crafting {g:03d}", seconds)
-        poisoned.save(_poison_file(lab, g))
+        poisoned.save(_poison_file(lab, g), clean=train, key=lab.trial.key())
     shutil.rmtree(half, ignore_errors=True)
 
 

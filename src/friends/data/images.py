@@ -127,8 +127,8 @@ class LabeledImages:
     def fingerprint(self) -> str:
         """sha256 over shape, pixels, labels and class names: the identity of this data, wherever it is stored."""
         sha = hashlib.sha256(repr((tuple(self.x.shape), self.classes)).encode())
-        sha.update(self.x.cpu().contiguous().numpy().tobytes())
-        sha.update(self.y.cpu().contiguous().numpy().tobytes())
+        sha.update(self.x.cpu().contiguous().numpy().data)
+        sha.update(self.y.cpu().contiguous().numpy().data)
         return sha.hexdigest()
 
     @cached_property

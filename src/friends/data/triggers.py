@@ -32,10 +32,16 @@ class Patch:
     Args:
         pixels: ``(c, ph, pw)`` float patch in [0, 1].
         corner: row and column of its upper left pixel, or None for a random place per image.
+
+    Raises:
+        ValueError: a pixel is not in [0, 1].
     """
 
     pixels: Float[Tensor, "c ph pw"]
     corner: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        _check_unit("a patch's pixels", self.pixels)
 
     def __call__(self, x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]:
         """A copy of ``x`` with the patch pasted in. Raises ``ValueError`` where the patch does not fit."""
@@ -64,10 +70,19 @@ class Stamp:
     Args:
         pixels: ``(c, h, w)`` float pixels in [0, 1].
         mask: ``(h, w)`` share of the stamp in [0, 1] at every place; 0 leaves the image, 1 covers it.
+
+    Raises:
+        ValueError: a value is not in [0, 1], or the two differ in size.
     """
 
     pixels: Float[Tensor, "c h w"]
     mask: Float[Tensor, "h w"]
+
+    def __post_init__(self) -> None:
+        _check_unit("a stamp's pixels", self.pixels)
+        _check_unit("a stamp's mask", self.mask)
+        if self.mask.shape != self.pixels.shape[1:]:
+            raise ValueError(f"a stamp of {tuple(self.pixels.shape)} cannot have a mask of {tuple(self.mask.shape)}")
 
     def __call__(self, x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]:
         """A stamped copy of ``x``; nothing is drawn. Raises ``ValueError`` for images of another shape."""
@@ -84,15 +99,29 @@ class Additive:
     Args:
         pixels: ``(c, h, w)`` what is added, float, of either sign. All 0 stands for a trigger that the attack has
             yet to make.
+
+    Raises:
+        ValueError: a value is not finite.
     """
 
     pixels: Float[Tensor, "c h w"]
+
+    def __post_init__(self) -> None:
+        if not bool(torch.isfinite(self.pixels).all()):
+            raise ValueError("what a trigger adds must be finite")
 
     def __call__(self, x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]:
         """``x + pixels`` in [0, 1]; nothing is drawn. Raises ``ValueError`` for images of another shape."""
         if x.shape[1:] != self.pixels.shape:
             raise ValueError(f"a trigger of {tuple(self.pixels.shape)} does not fit images of {tuple(x.shape[1:])}")
         return (x + self.pixels.to(x)).clamp(0, 1)
+
+
+def _check_unit(what: str, values: Tensor) -> None:
+    """Raise ``ValueError`` unless all values are in [0, 1]."""
+    outside = values[~((values >= 0) & (values <= 1))]  # NaN is outside too
+    if outside.numel():
+        raise ValueError(f"{what} must be in [0, 1], not {float(outside.flatten()[0]):g}")
 
 
 def colour_grid(size: int, channels: int = 3) -> Float[Tensor, "c s s"]:
@@ -118,7 +147,11 @@ def colour_grid(size: int, channels: int = 3) -> Float[Tensor, "c s s"]:
 
 
 def checkerboard(size: int, channels: int = 3) -> Float[Tensor, "c s s"]:
-    """The trigger of BadNets and of the clean-label backdoors after it: black and white pixels, white corners."""
+    """Black and white pixels in turn, the upper left one white: a usual trigger of BadNets.
+
+    Raises:
+        ValueError: no size.
+    """
     if size < 1:
         raise ValueError(f"a checkerboard has a side of at least 1 pixel, not {size}")
     line = torch.arange(size)
@@ -154,8 +187,8 @@ def corner_stamp(
     (c, h, w), (_, ph, pw) = shape, pattern.shape
     sides = 2 if corners == "all" else 1
     if margin < 0 or sides * (ph + margin) > h or sides * (pw + margin) > w or pattern.shape[0] not in (1, c):
-        raise ValueError(f"a pattern of {tuple(pattern.shape)} with a margin of {margin} does not fit {corners} corners "
-                         f"of images of {shape}")  # fmt: skip
+        raise ValueError(f"a pattern of {tuple(pattern.shape)} with a margin of {margin} does not fit the corners "
+                         f"({corners}) of images of {shape}")  # fmt: skip
     pixels, mask = torch.zeros(shape), torch.zeros(h, w)
     bottom, right = h - margin - ph, w - margin - pw
     for row in (bottom, margin)[:sides]:
@@ -188,13 +221,23 @@ def trigger_from_file(where: str, tensors: Mapping[str, Tensor], header: Mapping
     kind = header["trigger"]
     if kind == "none":
         return None
-    if kind == "stamp":
-        return Stamp(tensors["stamp"], tensors["mask"])
-    if kind == "additive":
-        return Additive(tensors["additive"])
-    if kind != "patch":
+    if kind not in ("patch", "stamp", "additive"):
         raise ValueError(f"{where} has a trigger that cannot be stored in a file")
-    corner = cast("list[int] | None", header["corner"])
-    if corner is not None and [type(part) for part in corner] != [int, int]:
-        raise ValueError(f"{where} has a patch whose corner is {corner!r}, not a row and a column")
-    return Patch(tensors["patch"], None if corner is None else (corner[0], corner[1]))
+    try:
+        if kind == "stamp":
+            return Stamp(tensors["stamp"], tensors["mask"])
+        if kind == "additive":
+            return Additive(tensors["additive"])
+        return Patch(tensors["patch"], _corner(header["corner"]))
+    except ValueError as error:
+        raise ValueError(f"{where} has a torn trigger: {error}") from error
+
+
+def _corner(value: object) -> tuple[int, int] | None:
+    """A corner as JSON has it."""
+    if value is None:
+        return None
+    parts = cast("list[object]", value) if isinstance(value, list) else []
+    if [type(part) for part in parts] != [int, int]:
+        raise ValueError(f"its corner is {value!r}, not a row and a column")
+    return cast("tuple[int, int]", tuple(parts))

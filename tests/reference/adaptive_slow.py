@@ -1,0 +1,44 @@
+"""An attacker who expects FRIENDS, written from the text of its paper: pixel by pixel, draw by draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def disturbed(x: Tensor, friendly: Tensor | None, noise: Tensor) -> Tensor:
+    """``clip(x + f) + b`` of every value; without friendly noise nothing is clipped, and after b nothing ever is."""
+    values: list[Tensor] = []
+    fixed = [None] * x.numel() if friendly is None else list(friendly.flatten())
+    for value, f, b in zip(x.flatten(), fixed, noise.flatten(), strict=True):
+        if f is not None:
+            moved = value + f
+            value = moved if 0 <= moved <= 1 else moved.detach().clamp(0, 1)  # noqa: PLW2901
+        values.append(value + b)
+    return torch.stack(values).view(x.shape)
+
+
+def signs(shape: tuple[int, ...], mu: float, generator: torch.Generator) -> Tensor:
+    """Bernoulli noise: a coin for every value of every image."""
+    coins = torch.randint(2, shape, generator=generator, dtype=torch.int8)
+    return torch.tensor([mu if coin else -mu for coin in coins.flatten().tolist()], dtype=torch.float64).view(shape)
+
+
+def expected_score(
+    score: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    friendly: Tensor | None,
+    *,
+    mu: float,
+    draws: int,
+    noise: torch.Generator,
+    augment: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The mean score over draws; each draws its noise, and then its augmentation."""
+    total = torch.zeros((), dtype=torch.float64)
+    for _ in range(draws):
+        seen = disturbed(pixels, friendly, signs(tuple(pixels.shape), mu, noise))
+        total = total + score(augment(seen))
+    return total / draws
