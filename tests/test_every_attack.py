@@ -18,10 +18,12 @@ from friends.attacks import (
     BadNets,
     BullseyePolytope,
     CleanLabelBackdoor,
+    ConvexPolytope,
     GradientMatching,
     HiddenTrigger,
     MetaPoison,
     Narcissus,
+    PoisonFrogs,
     SleeperAgent,
     halfway,
 )
@@ -43,12 +45,14 @@ FIXED_PLACE: set[str] = set()
 SMALL: dict[str, Attack] = {
     "gradient-matching": GradientMatching(xi=XI, budget=BUDGET, steps=3, restarts=2),
     "bullseye-polytope": BullseyePolytope(xi=XI, budget=BUDGET, steps=3, restarts=2),
+    "poison-frogs": PoisonFrogs(xi=XI, budget=BUDGET, steps=3, restarts=2),
+    "convex-polytope": ConvexPolytope(xi=XI, budget=BUDGET, steps=3, restarts=2, signed=True, tau=0.1, tol=1e-4),
     "sleeper-agent": SleeperAgent(xi=XI, budget=BUDGET, steps=3, restarts=2, retrainings=1),
     "hidden-trigger": HiddenTrigger(xi=XI, budget=BUDGET, steps=3, rate=100, enough=0),
     "badnets": BadNets(budget=BUDGET),
     "clean-label-backdoor": CleanLabelBackdoor(xi=XI, budget=BUDGET, norm="linf", eps=16 / 255, steps=3),
     "narcissus": Narcissus(xi=XI, budget=BUDGET, rounds=8, tau=0.02),
-    "metapoison": MetaPoison(xi=XI, budget=BUDGET, steps=3, surrogates=2, batch=100, recolour=None),
+    "metapoison": MetaPoison(xi=XI, budget=BUDGET, steps=2, surrogates=2, batch=150, recolour=None),
 }
 """Each attack with settings that take a moment, bound XI (if it has one) and budget BUDGET."""
 

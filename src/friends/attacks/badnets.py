@@ -63,7 +63,6 @@ class BadNets:
         aim="backdoor",
         clean_label=False,
     )
-    surrogates: ClassVar[int] = 0
 
     def cost(self, sizes: Sizes) -> Cost:
         """Nothing: no surrogate is trained or asked."""

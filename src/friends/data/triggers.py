@@ -99,16 +99,9 @@ class Additive:
     Args:
         pixels: ``(c, h, w)`` what is added, float, of either sign. All 0 stands for a trigger that the attack has
             yet to make.
-
-    Raises:
-        ValueError: a value is not finite.
     """
 
     pixels: Float[Tensor, "c h w"]
-
-    def __post_init__(self) -> None:
-        if not bool(torch.isfinite(self.pixels).all()):
-            raise ValueError("what a trigger adds must be finite")
 
     def __call__(self, x: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]:
         """``x + pixels`` in [0, 1]; nothing is drawn. Raises ``ValueError`` for images of another shape."""
