@@ -50,6 +50,7 @@ __all__ = [
     "Start",
     "Surrogate",
     "assembled",
+    "bound_of",
     "candidates",
     "check_budget",
     "check_xi",
@@ -215,6 +216,11 @@ def check_budget(budget: float) -> None:
     if not 0 < budget <= 1:
         hint = f"; did you mean {budget / 100:g}?" if 1 < budget <= 100 else ""
         raise ValueError(f"budget is a fraction of the training set in (0, 1], not {budget!r}{hint}")
+
+
+def bound_of(attack: Attack) -> float | None:
+    """What an attack promises of every pixel of a poison: its ``bound`` if it has one, else its ``xi``, else nothing."""
+    return cast("float | None", getattr(attack, "bound", getattr(attack, "xi", None)))
 
 
 def poison_count(budget: float, n: int) -> int:

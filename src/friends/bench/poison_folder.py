@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 
 from friends.attacks import ATTACKS
-from friends.attacks.base import poison_count
+from friends.attacks.base import bound_of, poison_count
 from friends.bench.lab import Lab
 from friends.bench.trial import Trial, construct
 from friends.data.files import write_json
@@ -213,7 +213,7 @@ def read_poisons(folder: Path, clean: LabeledImages | None = None) -> Iterator[P
     count = None if budget is None else poison_count(budget, len(clean))
     for entry in manifest.goals:
         poisoned = PoisonedDataset.load(folder / entry.file, clean)
-        poisoned.check(clean, xi=getattr(attack, "xi", None), budget=count, clean_label=attack.about.clean_label)
+        poisoned.check(clean, xi=bound_of(attack), budget=count, clean_label=attack.about.clean_label)
         yield poisoned
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from friends import models
-from friends.attacks.base import ManyGoals, poison_count
+from friends.attacks.base import ManyGoals, bound_of, poison_count
 from friends.bench.exhibit import Exhibit
 from friends.bench.lab import Lab
 from friends.bench.trial import ArmSpec
@@ -88,8 +88,7 @@ def _checked(lab: Lab, poisoned: PoisonedDataset) -> PoisonedDataset:
     train, attack = lab.data[0], lab.trial.attack
     budget = getattr(attack, "budget", None)
     count = None if budget is None else poison_count(budget, len(train))
-    xi = getattr(attack, "xi", None)
-    poisoned.check(train, xi=xi, budget=count, clean_label=attack.about.clean_label)
+    poisoned.check(train, xi=bound_of(attack), budget=count, clean_label=attack.about.clean_label)
     return poisoned
 
 
