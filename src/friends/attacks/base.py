@@ -219,7 +219,7 @@ def check_budget(budget: float) -> None:
 
 
 def bound_of(attack: Attack) -> float | None:
-    """What an attack promises of every pixel of a poison: its ``bound`` if it has one, else its ``xi``, else nothing."""
+    """What an attack promises of every pixel of a poison: its ``bound`` if it has one, else its ``xi``, or nothing."""
     return cast("float | None", getattr(attack, "bound", getattr(attack, "xi", None)))
 
 
