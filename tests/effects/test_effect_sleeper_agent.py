@@ -1,0 +1,1 @@
+"""Sleeper Agent on photographs: victims trained from new weights answer to a trigger that no poison shows."""
