@@ -27,7 +27,7 @@ from friends.attacks import (
     SleeperAgent,
     halfway,
 )
-from friends.attacks.base import Sizes
+from friends.attacks.base import Sizes, bound_of
 from friends.data.augment import Augment
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
@@ -86,9 +86,9 @@ def goal_for(name: str, data: LabeledImages, wanted: int = 2) -> Goal:
     return Goal(x, data.y[rows], torch.full_like(data.y[rows], wanted), trigger, name="some digits")
 
 
-def bound(attack: Attack) -> float | None:
+def bound(attack: Attack | None) -> float | None:
     """The l_inf bound that an attack claims; None if it claims none."""
-    return getattr(attack, "xi", None)
+    return None if attack is None else bound_of(attack)
 
 
 def made(
@@ -126,7 +126,7 @@ def test_it_keeps_its_promises_in_bytes(few_digits: LabeledImages, name: str) ->
     assert about.clean_label == torch.equal(poisoned.train.y, few_digits.y)
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if bound(SMALL.get(name)) is not None])  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", [name for name in ATTACKS if bound(SMALL.get(name)) is not None])
 def test_a_bound_that_is_no_whole_number_of_grey_levels_is_kept_in_bytes(few_digits: LabeledImages, name: str) -> None:
     poisoned = made(name, few_digits, xi=24.9 / 255)
     poisoned.check(few_digits, xi=24.9 / 255)

@@ -35,8 +35,8 @@ ATTACKS: dict[str, Any] = {
     "frogs-mean-square": PoisonFrogs(**KEPT, form="mean-square"),
     "frogs-original": replace(ORIGINAL, budget=0.05, steps=6),
     "frogs-benchmark": replace(BENCHMARK, **KEPT, tau=0.1),
-    "polytope": ConvexPolytope(**KEPT),
-    "polytope-signed": ConvexPolytope(**KEPT, signed=True, tau=0.1, layers="all"),
+    "polytope": ConvexPolytope(**KEPT, tol=1e-3),
+    "polytope-signed": ConvexPolytope(**KEPT, signed=True, tau=0.1, tol=1e-3, layers="all"),
 }
 Digits = tuple[LabeledImages, LabeledImages]
 

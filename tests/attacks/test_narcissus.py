@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from friends.attacks import halfway
 from friends.attacks.base import Sizes
-from friends.attacks.narcissus import Narcissus, loss_of_trigger, whole_levels
+from friends.attacks.narcissus import Narcissus, loss_of_trigger, views_of_class, whole_levels
 from friends.data.augment import Augment
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
@@ -110,6 +110,39 @@ def test_only_images_of_the_wanted_class_make_it(tiny_net: Classifier, digits: D
     plain = replace(QUICK, augment=None)  # the colour that a shift brings in is that of the whole data
     ours, theirs = (made(data, goal_to_make, tiny_net, attack=plain) for data in (train, other))
     assert torch.equal(trigger_of(ours), trigger_of(theirs))
+
+
+def test_an_attacker_who_knows_the_class_trains_on_nothing_else(
+    tiny_net: Classifier, digits: Digits, goal_to_make: Goal
+) -> None:
+    train = digits[0]
+    asked: list[LabeledImages] = []
+
+    def surrogate(data: LabeledImages, **_: Any) -> nn.Module:
+        asked.append(data)
+        return tiny_net
+
+    replace(QUICK, knows="class")(train, goal_to_make, surrogate=surrogate, streams=Streams(5))
+    x = train.x.clone()
+    x[train.y != 1] = 0
+    replace(QUICK, knows="class")(replace(train, x=x), goal_to_make, surrogate=surrogate, streams=Streams(5))
+    assert asked[0].fingerprint == asked[1].fingerprint
+    assert torch.equal(asked[0].x[asked[0].y == 1], train.x[train.y == 1])
+
+
+def test_views_are_one_combination_of_changes_for_every_other_class() -> None:
+    x = torch.randint(256, (2, 1, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    data = LabeledImages(x, torch.tensor([3, 3]), tuple("abcdefghijklmnopqr"))
+    views = views_of_class(data, torch.arange(2), 3)
+    assert torch.bincount(views.y).tolist() == [2] * 18
+    assert torch.equal(views.x[views.y == 3], x)
+    assert torch.equal(views.x[views.y == 4], x.flip(2))
+    assert torch.equal(views.x[views.y == 5], 255 - x)
+    assert torch.equal(views.x[views.y == 7], torch.cat([x[..., 3:], x[..., :3]], 3))
+    assert torch.equal(views.x[views.y == 11], torch.cat([x[:, :, 2:], x[:, :, :2]], 2))
+    seen = {view.numpy().tobytes() for label, view in zip(views.y, views.x, strict=True) if label != 3}
+    assert len(seen) == 30  # 15 combinations of two images: two classes share
+    assert all(image.numpy().tobytes() not in seen for image in x)
 
 
 # --- putting it on ---
@@ -245,6 +278,7 @@ def test_impossible_settings_are_refused_when_they_are_written() -> None:
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"surrogates": 0}, "surrogates must be at least 1"),
         ({"batch": 0}, "batch must be at least 1"),
+        ({"knows": "nothing"}, "unknown knows 'nothing'; choose one of all, class"),
         ({"tau": 0.0}, "tau is a positive number, not 0"),
         ({"amplify": -3.0}, r"amplify is a positive number, not -3\.0"),
         ({"amplify": float("nan")}, "amplify is a positive number"),

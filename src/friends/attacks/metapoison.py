@@ -312,7 +312,7 @@ class _Crafting:
         self._begin()
         return score
 
-    def _look(self, k: int, minibatches: Sequence[Int64[Tensor, "_"]], i: int) -> None:
+    def _look(self, k: int, minibatches: Sequence[Int64[Tensor, " _"]], i: int) -> None:
         """Unroll from a minibatch and add the gradient of the poisons in it, if there are any."""
         which = self.place[minibatches[i]]
         here = which[which >= 0]

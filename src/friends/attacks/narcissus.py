@@ -17,12 +17,14 @@ is as good as its distance from the control.
 
 Departures from the paper and its authors' code: the paper's attacker has images of the wanted class alone, and
 pretrains the surrogate on public images of other classes (with the wanted class as one more) before five epochs on it.
-Here the surrogate is the gray box of all attacks, trained on the clean training set; whoever wants the paper's passes
-such a network as ``surrogate``, since of ``train`` nothing but the wanted class is used otherwise. The surrogate is in
-eval mode, theirs is left in training mode. Their noise is added after augmentation, in making it and in training alike,
-so it stays in its place; a poison in a file is augmented as a whole, and so it is here. The pattern is projected after
-every step, theirs is clipped on use (and no longer moves where it is clipped). Adam instead of RAdam; the same step,
-0.01 for pixels in [-1, 1]. The pattern is rounded to whole grey levels, so that it is the same one everywhere.
+With ``knows="all"`` the surrogate is the gray box of all attacks, trained on the clean training set. ``knows="class"``
+keeps to the wanted class: in place of public images, the others are that class turned upside down, negative, or with
+halves swapped. Then the pattern moves models that were never poisoned less. Whoever has public images passes a network
+that was trained on them as ``surrogate``. There is no warm-up; the surrogate is in eval mode, theirs is left in
+training mode. Their noise is added after augmentation, in making it and in training alike, so it stays in its place; a
+poison in a file is augmented as a whole, and so it is here. The pattern is projected after every step, theirs is
+clipped on use (and no longer moves where it is clipped). Adam instead of RAdam; the same step, 0.01 for pixels in
+[-1, 1]. The pattern is rounded to whole grey levels, so that it is the same one everywhere.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float, Int64
@@ -65,6 +67,9 @@ from friends.types import Progress, Streams, silent
 
 NAME = "narcissus"
 
+Knows = Literal["all", "class"]
+"""What the attacker trains surrogates on: the whole training set, or the images of the wanted class alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Narcissus:
@@ -79,6 +84,8 @@ class Narcissus:
         surrogates: how many models the trigger is made on at once; their losses are averaged.
         augment: what the victim is expected to augment with, the trigger included; None for none.
         batch: images per step.
+        knows: what surrogates are trained on: ``"all"``, the clean training set, or ``"class"``, the images of the
+            wanted class and what :func:`views_of_class` makes of them.
 
     Raises:
         ValueError: a setting is out of range.
@@ -92,6 +99,7 @@ class Narcissus:
     surrogates: int = 1
     augment: Augment | None = field(default_factory=Augment)
     batch: int = 350
+    knows: Knows = "all"
 
     about: ClassVar[About] = About(
         title="Narcissus",
@@ -108,6 +116,8 @@ class Narcissus:
     def __post_init__(self) -> None:
         check_xi(self.xi)
         check_budget(self.budget)
+        if self.knows not in get_args(Knows):
+            raise ValueError(f"unknown knows {self.knows!r}; choose one of {', '.join(get_args(Knows))}")
         for name in ("rounds", "surrogates", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -125,7 +135,7 @@ class Narcissus:
         checkpoint: Path | None = None,
         progress: Progress = silent,
     ) -> PoisonedDataset:
-        """Poison ``train``. The surrogates are trained on it as it is; they and ``train`` are left as they were.
+        """Poison ``train``, which is left as it was, as are the surrogates.
 
         Raises:
             ValueError: the goal does not fit the data, or has a trigger of its own; the budget is more than the
@@ -137,7 +147,8 @@ class Narcissus:
                              "images, and Additive zeros as their trigger")  # fmt: skip
         rows = choose_bases(train, goal, self.budget, streams("bases"))
         halfway = Halfway(checkpoint, identity_of(self, train, [goal], [streams]))
-        models = [surrogate(train, index=k) for k in range(self.surrogates)]
+        seen = train if self.knows == "all" else views_of_class(train, of_class, int(goal.y_wanted[0]))
+        models = [surrogate(seen, index=k) for k in range(self.surrogates)]
         images = train.pixels(of_class.to(train.device)).to(place_of(models[0]))
         with still(models, freeze=True):
             search = _Search(self, models, images, int(goal.y_wanted[0]), train.moments[0], streams)
@@ -217,6 +228,29 @@ class _Search:
         self.adam.restore(tensors, cast(int, numbers["adam_steps"]))
         self.round = cast(int, numbers["round"])
         self.first, self.last = cast(float, numbers["first"]), cast(float, numbers["last"])
+
+
+def views_of_class(train: LabeledImages, rows: Int64[Tensor, " n"], wanted: int) -> LabeledImages:
+    """What one can learn a class from if one has nothing else: its images as they are, against its images turned.
+
+    Every other class gets all of them under a combination of its own of four changes: upside down, negative, left and
+    right halves swapped, upper and lower halves swapped. (There are 15; more classes than that share.)
+
+    Args:
+        rows: of the images of the class ``wanted``.
+    """
+    upright = train.x[rows.to(train.device)]
+    h, w = upright.shape[2:]
+    views: list[Tensor] = []
+    for label in range(len(train.classes)):
+        distance = (label - wanted) % len(train.classes)
+        changes = 1 + (distance - 1) % 15 if distance else 0
+        view = upright.flip(2) if changes & 1 else upright
+        view = 255 - view if changes & 2 else view
+        view = view.roll(w // 2, 3) if changes & 4 else view
+        views.append(view.roll(h // 2, 2) if changes & 8 else view)
+    labels = torch.arange(len(views), device=train.device).repeat_interleave(len(rows))
+    return LabeledImages(torch.cat(views), labels, train.classes, f"views of {train.classes[wanted]}")
 
 
 def loss_of_trigger(

@@ -82,7 +82,7 @@ class Staggered:
         """The present learning rate of surrogate ``k``."""
         return self.schooling.lr_at(self.ages[k])
 
-    def minibatches(self, k: int) -> Sequence[Int64[Tensor, "_"]]:
+    def minibatches(self, k: int) -> Sequence[Int64[Tensor, " _"]]:
         """The rows of the minibatches of its coming epoch; the last may be short."""
         generator = self.streams("order", k, self.generations[k], self.ages[k])
         return torch.randperm(len(self.train), generator=generator).split(self.schooling.batch)
