@@ -222,7 +222,8 @@ class Lab:
             if self.trial.scenario != "scratch" and index == 0:
                 return self.pretrained  # the victim's own features: a white box
             if epochs == 0:  # new weights are made faster than found, and an attack may ask for very many
-                return self.build(self.streams.child("surrogate", family, index)("weights"))
+                weights = self.streams.child("surrogate", family, index)("weights")
+                return self.build(weights).to(data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             key = (data.fingerprint, index, epochs, noise)
             if key not in trained:
                 trained[key] = self._train_surrogate(data, family, index, epochs, None, noise)
