@@ -77,16 +77,29 @@ def test_every_count_in_the_readme_stands_in_a_table_of_results() -> None:
 
 
 def test_tables_of_results_are_what_their_records_say() -> None:
-    from friends.bench.record import Report
-    from friends.bench.tables import page
+    from friends.bench.tables import page, read_records
 
-    files = sorted((ROOT / "results").glob("*.jsonl"))
+    files = sorted((ROOT / "results").rglob("*.jsonl"))
     assert files
     for file in files:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        reports = [Report.from_text(line, file.name) for line in lines]
-        assert page(reports) == file.with_suffix(".md").read_text(encoding="utf-8")
-        assert not re.search(r'"/(home|root|tmp|work)/', "\n".join(lines))
+        assert page(read_records(file)) == file.with_suffix(".md").read_text(encoding="utf-8"), file.name
+        assert not re.search(r'"/(home|root|tmp|work)/', file.read_text(encoding="utf-8"))
+
+
+def test_the_table_of_all_attacks_is_what_the_records_say() -> None:
+    from friends.bench.tables import overview, read_records
+
+    table = overview([read_records(file) for file in sorted((ROOT / "results" / "attacks").glob("*.jsonl"))])
+    assert table == (ROOT / "results" / "attacks.md").read_text(encoding="utf-8")
+    assert table in (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+
+
+def test_every_attack_has_a_trial_and_results() -> None:
+    from friends.attacks import ATTACKS
+    from friends.bench.tables import read_records
+
+    records = [read_records(file)[0] for file in (ROOT / "results" / "attacks").glob("*.jsonl")]
+    assert {cls.__name__ for cls in ATTACKS.values()} == {record.attack["name"] for record in records}
 
 
 def test_the_trial_in_the_documentation_is_valid(tmp_path: Path) -> None:
