@@ -64,7 +64,7 @@ def test_the_double_backward_gradient_is_that_of_the_form_without_one(
 def test_the_gradient_of_an_ensemble_through_the_augmentation_is_that_of_the_form_without_double_backward(
     tiny_net: Classifier, bn_net: Classifier, digits: Digits, goal: Goal
 ) -> None:
-    """In single precision, with batch normalisation; measured 3e-7 here."""
+    """In single precision, with batch normalisation."""
     models, base, streams = [copy.deepcopy(bn_net), copy.deepcopy(tiny_net)], bases(digits), Streams(3)
     start, mean = initial_delta(base, XI, "randn", streams("init", 0)), digits[0].moments[0]
     loop = Loop(xi=XI, steps=1, restarts=1, tau=0.1, augment=Augment(), start="randn")

@@ -22,8 +22,7 @@ def test_bullseye_polytope_moves_most_of_its_targets(cifar10: Path, tmp_path: Pa
     arms = {arm.name: arm for arm in run_trial(trial, tmp_path / "run").arms}
     undefended, control = arms["undefended"], arms["clean"]
     assert undefended.successes >= 6
-    assert control.successes <= 3
-    assert undefended.successes >= control.successes + 3
+    assert control.successes <= 2
     assert sum(undefended.confidence) > 2 + sum(control.confidence)
     assert abs(undefended.accuracy - control.accuracy) < 0.04  # nobody notices
 
@@ -38,7 +37,6 @@ def test_bullseye_polytope_moves_targets_of_networks_that_are_fine_tuned(cifar10
     arms = {arm.name: arm for arm in run_trial(trial, tmp_path / "run").arms}
     undefended, control = arms["undefended"], arms["clean"]
     assert undefended.successes >= 4
-    assert control.successes <= 3
-    assert undefended.successes >= control.successes + 1
+    assert control.successes <= 2
     assert sum(undefended.confidence) > 2 + sum(control.confidence)
     assert abs(undefended.accuracy - control.accuracy) < 0.04  # nobody notices

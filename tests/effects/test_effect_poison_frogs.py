@@ -22,8 +22,7 @@ def test_poison_frogs_within_a_bound_moves_most_of_its_targets(cifar10: Path, tm
     arms = {arm.name: arm for arm in run_trial(trial, tmp_path / "run").arms}
     undefended, control = arms["undefended"], arms["clean"]
     assert undefended.successes >= 6
-    assert control.successes <= 3
-    assert undefended.successes >= control.successes + 3
+    assert control.successes <= 2
     assert sum(undefended.confidence) > 2 + sum(control.confidence)
     assert abs(undefended.accuracy - control.accuracy) < 0.04  # nobody notices
 
@@ -37,7 +36,6 @@ def test_poison_frogs_as_published_moves_most_of_its_targets(cifar10: Path, tmp_
     arms = {arm.name: arm for arm in run_trial(trial, tmp_path / "run").arms}
     undefended, control = arms["undefended"], arms["clean"]
     assert undefended.successes >= 5
-    assert control.successes <= 3
-    assert undefended.successes >= control.successes + 2
+    assert control.successes <= 2
     assert sum(undefended.confidence) > 2 + sum(control.confidence)
     assert abs(undefended.accuracy - control.accuracy) < 0.04  # nobody notices

@@ -15,7 +15,7 @@ def disturbed(x: Tensor, friendly: Tensor | None, noise: Tensor) -> Tensor:
     for value, f, b in zip(x.flatten(), fixed, noise.flatten(), strict=True):
         if f is not None:
             moved = value + f
-            value = moved if 0 <= moved <= 1 else moved.detach().clamp(0, 1)  # noqa: PLW2901
+            value = moved if 0 <= moved <= 1 else moved.detach().clamp(0, 1)
         values.append(value + b)
     return torch.stack(values).view(x.shape)
 

@@ -10,7 +10,9 @@ an earlier run. ``zeta=0`` leaves out f: the table's first row. The paper gives 
 
 Beyond the paper, and labelled as ours: several draws of the noise and of the augmentation a step, of which the gradient
 is the mean (``draws``); a clip that lets gradients through (``straight_through``); and every attack that uses the outer
-loop can be made adaptive, not Sleeper Agent alone.
+loop can be made adaptive, not Sleeper Agent alone. With few steps several draws are needed: on digits, noise of
+128/255 and four poisons, the matching loss under fresh noise was .425 without adaptation, .461 with one draw and .387
+with eight after 60 steps; .442, .366 and .359 after 250.
 
 Departures and choices: the surrogate is trained with the random noise too, as it is part of the victim's recipe that a
 gray-box attacker knows (``surrogates``). The earlier run is one on the clean data, of another seed than any victim's;

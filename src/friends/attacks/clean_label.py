@@ -18,9 +18,9 @@ Departures: the paper's reduced amplitude is measured from the hardened image, o
 bounds the whole change (with ``xi = eps`` it is the poisoning benchmark's version of the attack); in the released code
 a reduced trigger is reduced at test time as well. The step is 2.5 eps / steps, from a random start. The paper's
 perturbations come from adversarially trained networks, which transfer better between architectures; here they come
-from the surrogate, which is what the victim would train (on small networks an adversarially trained one did worse), and
-whoever has a robust network passes that. Several surrogates at once are ours. The paper's other way to harden,
-interpolation by a generative network, is not here.
+from the surrogate, which is what the victim would train, and whoever has a robust network passes that. (On small
+networks an adversarially trained one was mostly worse.) Several surrogates at once are ours. The paper's other way to
+harden, interpolation by a generative network, is not here.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -84,8 +84,3 @@ def identity_of(attack: object, train: LabeledImages, goals: list[Goal], streams
                 sha.update(f"{name}{tuple(tensor.shape)}".encode())
                 sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:32]
-
-
-def numbers_of(values: Mapping[str, object]) -> dict[str, object]:
-    """Plain values without those that JSON does not have: infinities become None."""
-    return {name: None if value in (float("inf"), float("-inf")) else value for name, value in values.items()}
