@@ -11,7 +11,7 @@ from metapoison_slow import margins_by_sgd, numeric_gradient, slow_attack, slow_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from friends.attacks import halfway, metapoison
+from friends.attacks import halfway
 from friends.attacks.base import Sizes
 from friends.attacks.metapoison import SIGNED, MetaPoison
 from friends.attacks.perturbed import Perturbed
@@ -477,14 +477,11 @@ def test_what_normalises_and_what_is_differentiated_matters() -> None:
 
 
 @pytest.mark.parametrize("recolour", [None, Recolour(grid=3)])
-@pytest.mark.parametrize("large", [False, True])
 def test_a_killed_crafting_goes_on_to_the_same_poisons(
-    recolour: Recolour | None, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recolour: Recolour | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed while surrogates grow up, within an outer step and at its end; large states are written there alone."""
+    """Killed while surrogates grow up, within an outer step and at its end."""
     monkeypatch.setattr(halfway, "SECONDS", 0.0)
-    if large:
-        monkeypatch.setattr(metapoison, "LARGE", 0)
     attack, data = replace(QUICK, recolour=recolour, steps=4), images()
     whole = made(attack, data, Networks("convnet"))
     for step in (2, 4, 8, 9, 13):
@@ -492,7 +489,7 @@ def test_a_killed_crafting_goes_on_to_the_same_poisons(
             attack(data, goal_of(data), surrogate=Networks("convnet"), streams=Streams(0), checkpoint=tmp_path,
                    progress=stop_at(step, "metapoison"))  # fmt: skip
         done = int(read_tensors(tmp_path / "craft.safetensors")[1]["numbers"]["at"])  # type: ignore[call-overload, index]
-        assert done == (step - 1 if not large or step <= 4 else 3 + (step - 4) // 3 * 3)
+        assert done == step - 1
     again = made(attack, data, Networks("convnet"), checkpoint=tmp_path)
     assert again.train.fingerprint == whole.train.fingerprint
     assert again.recipe == whole.recipe

@@ -88,7 +88,6 @@ def test_triggers_are_where_they_are_said_to_be() -> None:
     assert isinstance(four, Stamp)
     stamped = four(x, torch.Generator())
     assert int((stamped != x).sum()) == 2 * 3 * 4 * 9
-    assert torch.equal(stamped, stamped.flip(2))
     assert torch.equal(stamped, stamped.flip(3))
     with pytest.raises(ValueError, match="a trigger of 17 pixels a side does not fit images of 16x20"):
         make_trigger(TriggerSpec(size=17), (3, 16, 20))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from friends.attacks import GradientMatching
 from friends.bench.run import run_trial
 from friends.bench.trial import read_trial
 
@@ -16,20 +15,18 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "attacks" / "gradie
 
 @pytest.mark.effect
 def test_gradient_matching_moves_most_of_its_targets(cifar10: Path, tmp_path: Path) -> None:
-    """Eight targets of the scaled-down trial, each with poisons and a victim of its own, crafted on one surrogate."""
+    """Eight targets of the scaled-down trial, each with poisons and a victim of its own."""
     trial = read_trial(EXAMPLE)
-    assert isinstance(trial.attack, GradientMatching)
     trial = replace(
         trial,
         seed=100,
         data=replace(trial.data, source=str(cifar10)),
         goals=replace(trial.goals, count=8),
-        attack=replace(trial.attack, surrogates=1),
         arms=(),
     )
     arms = {arm.name: arm for arm in run_trial(trial, tmp_path / "run").arms}
     undefended, clean = arms["undefended"], arms["clean"]
     assert undefended.successes >= 4
     assert clean.successes <= 1
-    assert sum(undefended.confidence) > 2.5 + sum(clean.confidence)
+    assert sum(undefended.confidence) > 2 + sum(clean.confidence)
     assert abs(undefended.accuracy - clean.accuracy) < 0.04  # nobody notices

@@ -61,6 +61,7 @@ class BadNets:
         paper="Gu et al., 2017, arXiv 1708.06733",
         scenarios=("scratch", "transfer", "finetune"),
         aim="backdoor",
+        trigger=("checkerboard", 3, "corner"),
         clean_label=False,
     )
 

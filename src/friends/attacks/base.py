@@ -92,6 +92,8 @@ class About:
         aim: ``"target"``, single test images as they are, or ``"backdoor"``, every image with a trigger.
         clean_label: whether the poisons keep their true labels.
         makes_trigger: whether the attack makes the trigger itself; else it is given with the goal.
+        trigger: kind, side in pixels and place of the trigger that its authors use, as in a trial's goals.
+        unaugmented: whether it is for victims that do not augment.
     """
 
     title: str
@@ -100,6 +102,8 @@ class About:
     aim: Literal["target", "backdoor"]
     clean_label: bool = True
     makes_trigger: bool = False
+    trigger: tuple[str, int, str] = ("colours", 8, "random")
+    unaugmented: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +158,8 @@ GRADIENT, SECOND = 2.2, 9.9
 
 @runtime_checkable
 class Attack(Protocol):
-    """A frozen dataclass of hyper-parameters. Calling it is pure: same data, goal and streams, same poisons.
+    """A frozen dataclass of hyper-parameters. Calling it is pure: same data, goal and streams, same poisons (bit for
+    bit on a CPU; on a GPU as far as its kernels are deterministic).
 
     Called with a ``checkpoint`` folder, a crafting that was killed goes on where it last saved, to the same poisons.
     The goal of what it returns is what success is judged by: that of the call, or, for an attack that makes its own
@@ -181,7 +186,7 @@ class Attack(Protocol):
 
 @runtime_checkable
 class ManyGoals(Protocol):
-    """An attack that can craft for many goals in one batch, with the result of crafting for each by itself."""
+    """An attack that can craft for many goals in one batch: up to rounding, what crafting for each by itself gives."""
 
     def many(
         self,

@@ -93,6 +93,7 @@ class CleanLabelBackdoor:
         paper="Turner et al., 2019, arXiv 1912.02771",
         scenarios=("scratch",),
         aim="backdoor",
+        trigger=("clean-label", 3, "corners"),
     )
 
     def cost(self, sizes: Sizes) -> Cost:

@@ -28,7 +28,6 @@ the cosine, all off by default there. Ours: ``selection="max-gradient"``, by whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
@@ -57,7 +56,7 @@ from friends.attacks.base import (
     still,
     wanted_class,
 )
-from friends.attacks.matching import gradient_lengths, mean_gradient, objective_for, trainable
+from friends.attacks.matching import longest_gradients, mean_gradient, objective_for, trainable
 from friends.data.augment import Augment
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
@@ -231,26 +230,6 @@ def staggered(rule: Stagger, surrogates: int, epochs: int | None) -> list[int]:
     if rule == "inbetween":
         return [epochs * k // (surrogates + 1) for k in range(1, surrogates + 1)]
     return [epochs * k // max(surrogates - 1, 1) for k in range(surrogates)]
-
-
-def longest_gradients(
-    models: Sequence[nn.Module], train: LabeledImages, wanted: int, count: int, halfway: Halfway
-) -> Int64[Tensor, " count"]:
-    """Rows of the images of a class whose own gradients are longest in the mean over the models, ascending.
-
-    Args:
-        halfway: where they are kept, since the perturbations of a crafting that goes on belong to these rows.
-    """
-    state = halfway.load()
-    if state is not None:
-        return state[0]["rows"]
-    of_class = (train.y.cpu() == wanted).nonzero().flatten()
-    here = of_class.to(train.device)
-    with still(models, freeze=False):
-        lengths = torch.stack([gradient_lengths(model, train.pixels(here), train.y[here]).cpu() for model in models])
-    rows = of_class[lengths.mean(0).sort(descending=True, stable=True).indices[:count]].sort().values
-    halfway.offer(lambda: ({"rows": rows}, {}), force=True)
-    return rows
 
 
 def matching_objective(model: nn.Module, goal: Goal, wanted: int, criterion: Criterion = "cross-entropy") -> Objective:

@@ -44,6 +44,7 @@ class Halfway:
         self.file = None if folder is None else folder / f"{name}.safetensors"
         self.identity = identity
         self._last = time.monotonic()
+        self._slowness = 1.0
         self.load()
 
     def load(self, device: torch.device | str = "cpu") -> State | None:
@@ -60,12 +61,17 @@ class Halfway:
         return {name: tensor.to(device) for name, tensor in tensors.items()}, numbers
 
     def offer(self, state: Callable[[], State], *, force: bool = False) -> None:
-        """Write ``state()`` if :data:`SECONDS` have passed since the last time, or if forced."""
-        if self.file is None or (not force and time.monotonic() - self._last < SECONDS):
+        """Write ``state()`` if :data:`SECONDS` have passed since the last time, or if forced.
+
+        A state that takes longer than a twentieth of that to write is written as much more rarely.
+        """
+        begun = time.monotonic()
+        if self.file is None or (not force and begun - self._last < SECONDS * self._slowness):
             return
         tensors, numbers = state()
         write_tensors(self.file, tensors, {"identity": self.identity, "numbers": numbers})
         self._last = time.monotonic()
+        self._slowness = max(1.0, 20 * (self._last - begun) / max(SECONDS, 1e-9))
 
 
 def identity_of(attack: object, train: LabeledImages, goals: list[Goal], streams: list[Streams]) -> str:

@@ -96,6 +96,8 @@ def gradient_lengths(model: nn.Module, x: Float[Tensor, "n c h w"], y: Int64[Ten
     x, y = x.to(parameters[0]), y.to(parameters[0].device)
     try:
         return torch.cat([_lengths(model, *part) for part in zip(x.split(at_once), y.split(at_once), strict=True)])
+    except torch.OutOfMemoryError:
+        raise  # one by one would take an hour and say nothing
     except RuntimeError:  # control flow that depends on values, an operation that vmap does not know
         parts = zip(x.split(1), y.split(1), strict=True)
         return torch.stack([_length(mean_gradient(model, image, label)) for image, label in parts])

@@ -69,9 +69,6 @@ NAME = "metapoison"
 
 Form = Literal["authors", "signed"]
 
-LARGE = 2**28
-"""Bytes of state beyond which it is written at the end of an outer step only, not after every surrogate."""
-
 GROWING = -1
 """In place of an outer step: a surrogate that learns before the first one."""
 
@@ -124,6 +121,7 @@ class MetaPoison:
         paper="Huang et al., NeurIPS 2020, arXiv 2004.00225",
         scenarios=("scratch",),
         aim="target",
+        unaugmented=True,
     )
 
     def cost(self, sizes: Sizes) -> Cost:
@@ -212,8 +210,7 @@ class MetaPoison:
             while crafting.at < len(crafting.plan):
                 note = crafting.advance()
                 progress("metapoison", crafting.at, len(crafting.plan), note)
-                if crafting.worth_writing:
-                    halfway.offer(crafting.state)
+                halfway.offer(crafting.state)
         return self._finished(crafting, train, rows, goal)
 
     def _choose_bases(self, train: LabeledImages, goal: Goal, streams: Streams) -> Int64[Tensor, " p"]:
@@ -333,12 +330,6 @@ class _Crafting:
         self.gradient[here.to(self.seen.device)] += torch.autograd.grad(score, poisons)[0]
         self.total += float(score.detach())
         self.looks += 1
-
-    @property
-    def worth_writing(self) -> bool:
-        """Whether now is a time to write the state: after any surrogate, or if it is large after an outer step."""
-        size = sum(tensor.nbytes for tensor in self.state()[0].values())
-        return size <= LARGE or self.looks == 0
 
     def state(self) -> State:
         """Everything that :meth:`restore` needs."""

@@ -13,7 +13,7 @@ A linear layer that puts the poisons in their class then puts the goal there, wh
 
 ``collision``, ours, takes the bound and the outer loop of Gradient Matching's authors: augmented, signed Adam with a
 decaying step, random start. ``mean-square`` is those authors' own port, for one goal image the same as their Bullseye
-Polytope.
+Polytope; there it has 8 restarts, here 1 by default.
 
 ``original``, with the settings :data:`ORIGINAL`, is Algorithm 1 of the paper, forward-backward splitting
 (``splitting.py``), from bases that already hold the goal at an opacity: ``b = watermark * x_t + (1 - watermark) *

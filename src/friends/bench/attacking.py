@@ -229,8 +229,7 @@ def attack_trial(
     if recipe.get("augment") is False and "augment" in getattr(attack, "__dataclass_fields__", {}):
         given["attack"] = {"augment": False}  # one belief of the attacker: the victim does not augment
     if trigger or (attack is not None and attack.about.aim == "backdoor"):
-        kind = "made" if attack is not None and attack.about.makes_trigger else "colours"
-        table["goals"] = _with_trigger(table.get("goals", {}), {"kind": kind}, trigger)
+        table["goals"] = _with_trigger(table.get("goals", {}), _published_trigger(attack), trigger)
     for part, values in given.items():
         if values:
             table[part] = {**table.get(part, {}), **values}
@@ -250,6 +249,16 @@ def _attack_of(table: Mapping[str, Any]) -> type[Attack] | None:
 def _with_trigger(goals: Mapping[str, Any], default: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     """Goals with a trigger: what was said of it, else what the file says, else the default."""
     return {**goals, "trigger": {**default, **(goals.get("trigger") or {}), **said}}
+
+
+def _published_trigger(attack: type[Attack] | None) -> dict[str, Any]:
+    """The trigger that an attack's authors use, as a trial says it."""
+    if attack is None:
+        return {}
+    if attack.about.makes_trigger:
+        return {"kind": "made"}
+    kind, size, place = attack.about.trigger
+    return {"kind": kind, "size": size, "place": place}
 
 
 def _table_of_attack(name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from friends.bench.trial import GoalSpec, TriggerSpec
 from friends.data.images import LabeledImages
 from friends.data.keys import STANDARD_KEYS, goal_of_key
 from friends.data.poisoned import Goal
-from friends.data.triggers import Additive, Patch, Stamp, Trigger, checkerboard, colour_grid
+from friends.data.triggers import Additive, Patch, Trigger, checkerboard, clean_label_pattern, colour_grid, corner_stamp
 from friends.types import Streams
 
 BACKDOOR_IMAGES = 1000
@@ -95,28 +95,24 @@ def make_trigger(spec: TriggerSpec, shape: tuple[int, int, int]) -> Trigger:
     c, h, w = shape
     if spec.kind == "made":
         return Additive(torch.zeros(shape))
-    if (2 * spec.size > min(h, w) and spec.place == "corners") or spec.size > min(h, w):
+    if spec.size > min(h, w):
         raise ValueError(f"a trigger of {spec.size} pixels a side does not fit images of {h}x{w}")
+    patch = _pattern(spec, c)
+    if spec.place == "random":
+        return Patch(patch)
+    if spec.place == "corner":
+        return Patch(patch, (h - spec.size, w - spec.size))
+    return corner_stamp(patch, shape, corners="all")
+
+
+def _pattern(spec: TriggerSpec, channels: int) -> Tensor:
     if spec.kind == "colours":
-        patch = colour_grid(spec.size, 3 if c == 3 else 1).expand(c, -1, -1).clone()
-    else:
-        patch = checkerboard(spec.size, c) if spec.kind == "checkerboard" else torch.ones(c, spec.size, spec.size)
-    if spec.place == "corners":
-        return _four_corners(patch, shape)
-    return Patch(patch, None if spec.place == "random" else (h - spec.size, w - spec.size))
-
-
-def _four_corners(patch: Tensor, shape: tuple[int, int, int]) -> Stamp:
-    """The patch in the lower right corner, and its mirror images in the others."""
-    _, h, w = shape
-    size = patch.shape[1]
-    pixels, mask = torch.zeros(shape), torch.zeros(h, w)
-    for rows, top in ((slice(0, size), True), (slice(h - size, h), False)):
-        for columns, left in ((slice(0, size), True), (slice(w - size, w), False)):
-            turned = [axis for axis, mirrored in ((1, top), (2, left)) if mirrored]
-            pixels[:, rows, columns] = patch.flip(turned)
-            mask[rows, columns] = 1
-    return Stamp(pixels, mask)
+        return colour_grid(spec.size, 3 if channels == 3 else 1).expand(channels, -1, -1).clone()
+    if spec.kind == "clean-label":
+        return clean_label_pattern(channels)
+    return (
+        checkerboard(spec.size, channels) if spec.kind == "checkerboard" else torch.ones(channels, spec.size, spec.size)
+    )
 
 
 def _pixels(test: LabeledImages, rows: Int64[Tensor, " m"]) -> Tensor:

@@ -112,11 +112,23 @@ class Lab:
             about = self.trial.attack.about
             warnings.warn(f"{about.title} is meant for {' and '.join(about.scenarios)}, not {self.trial.scenario}: do "
                           "not expect it to succeed", stacklevel=2)  # fmt: skip
+        self._check_augmentation()
         for arm in self.trial.arms:
             for defense in arm.defenses:
                 if isinstance(defense, Friends):
                     self._check_friends(arm.name, defense)
         self.build(torch.Generator())  # an unknown network, or one that does not fit the images
+
+    def _check_augmentation(self) -> None:
+        """Warn of an attacker who expects another augmentation than the victim's: a weak attack, not a defense."""
+        attack, theirs = self.trial.attack, self.trial.recipe.augment
+        if attack.about.unaugmented and theirs is not None:
+            warnings.warn(f"{attack.about.title} is for victims that do not augment: set augment = false in [recipe], "
+                          "or expect it to be weak", stacklevel=3)  # fmt: skip
+        ours = getattr(attack, "augment", theirs)
+        if ours != theirs:
+            warnings.warn(f"the attack expects augmentation {ours}, but victims are trained with {theirs}: set both "
+                          "alike, or expect a weaker attack", stacklevel=3)  # fmt: skip
 
     def _check_friends(self, arm: str, defense: Friends) -> None:
         """Refuse noise that could not be there when it is needed."""
@@ -219,12 +231,15 @@ class Lab:
         ) -> nn.Module:
             if start is not None:
                 return self._train_surrogate(data, family, index, epochs, start, noise)
-            if self.trial.scenario != "scratch" and index == 0:
-                return self.pretrained  # the victim's own features: a white box
             if epochs == 0:  # new weights are made faster than found, and an attack may ask for very many
                 weights = self.streams.child("surrogate", family, index)("weights")
                 return self.build(weights).to(data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-            key = (data.fingerprint, index, epochs, noise)
+            clean = data.fingerprint == self.data[0].fingerprint
+            if self.trial.scenario != "scratch" and index == 0 and epochs is None and clean:
+                return self.pretrained  # the victim's own features: a white box, whatever the victim does later
+            if not clean:  # made for one goal, and asked for once
+                return self._train_surrogate(data, family, index, epochs, None, noise)
+            key = (index, epochs, noise)
             if key not in trained:
                 trained[key] = self._train_surrogate(data, family, index, epochs, None, noise)
             return trained[key]

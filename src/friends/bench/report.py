@@ -102,7 +102,7 @@ def summary(report: Report) -> str:
     if bare.successes != defended.successes:
         p = paired_p(bare.rates, defended.rates)
         verdict = "more than chance explains" if p < 0.05 else "not enough to rule out chance"
-        said.append(f"Paired exact {_p_value(p)}: {verdict}.")
+        said.append(f"Paired test, {_p_value(p)}: {verdict}.")
     points = _points(defended.accuracy - bare.accuracy)
     said.append(f"Clean accuracy {percent(bare.accuracy)} → {percent(defended.accuracy)} ({points}).")
     said.append(f"One training took {duration(bare.seconds_per_model)} → {duration(defended.seconds_per_model)}.")
@@ -120,6 +120,15 @@ def caveats(report: Report) -> list[str]:
             f"The {report.arms[0].n:,} answers belong to {n} {'goal' if n == 1 else 'goals'} and are not independent: "
             "intervals and tests count goals."
         )
+    controls = 0 if clean is None else len(clean.accuracies)
+    if 0 < controls < n:
+        found.append(
+            f"The control is {controls} {'model' if controls == 1 else 'models'} for {n} goals: its answers are not "
+            "independent either."
+        )
+    pair = _fixed_pair(report)
+    if pair:
+        found.append(f"The classes were set, not drawn: {pair}. Other pairs may be harder or easier.")
     if clean is None:
         found.append("No clean control was run, so success cannot be told from plain errors of the model.")
     elif clean.successes:
@@ -135,6 +144,14 @@ def caveats(report: Report) -> list[str]:
     if report.scaled_down:
         found.append(f"Scaled down: {report.scaled_down.rstrip('. ')}.")
     return found
+
+
+def _fixed_pair(report: Report) -> str:
+    """The true and wanted class that the trial sets, or nothing if it draws them."""
+    goals = report.trial.get("goals")
+    named = cast("dict[str, object]", goals) if isinstance(goals, dict) else {}
+    true, wanted = named.get("true_class"), named.get("wanted_class")
+    return f"{true or 'any class'} → {wanted or 'any class'}" if true or wanted else ""
 
 
 def summary_table(report: Report) -> Table:

@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import torch
 
+from friends.attacks.base import bound_of
 from friends.bench import report
 from friends.bench.exhibit import Exhibit
 from friends.bench.goals import choose_goals, standard_goals
@@ -190,6 +191,7 @@ def _report(lab: Lab, goals: list[Goal], rows: dict[str, list[dict[str, Any]]], 
             "name": type(attack).__name__,
             "settings": settings["attack"],
             "xi": getattr(attack, "xi", None),
+            "bound": bound_of(attack),
             "budget": getattr(attack, "budget", None),
             "poisons": poisoned,
         },

@@ -14,7 +14,7 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
     """Wilson's score interval for a success rate. Sensible at 0 and n successes too, where the naive one is empty.
 
     Successes may be fractions: with n goals of which each is judged on many images, the sum of their rates. As a rate
-    in [0, 1] varies no more than a coin of the same mean, the interval is then wider than it need be, never narrower.
+    in [0, 1] varies no more than a coin of the same mean, the interval is then as a rule wider than it need be.
 
     Raises:
         ValueError: no trial, more successes than trials, or a level outside (0, 1).
@@ -65,11 +65,12 @@ def mcnemar_exact(a: Sequence[bool], b: Sequence[bool]) -> float:
 
 
 def paired_p(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided exact p-value that two arms differ, from their success rates on the same goals.
+    """Two-sided p-value that two arms differ, from their success rates on the same goals.
 
     Where every goal is won or lost this is :func:`mcnemar_exact`. Otherwise it is the sign-flip test of the mean
-    difference: under "no difference" each goal's difference is as likely to have the other sign. All sign patterns
-    are counted up to 16 goals that differ, and 100,000 random ones with a fixed seed beyond.
+    difference: under "no difference" each goal's difference is as likely to have the other sign. Up to 16 goals that
+    differ, all sign patterns are counted and p is exact; beyond, 100,000 random ones with a fixed seed and the one that
+    was seen, so that p is never below 1e-5.
 
     Raises:
         ValueError: the arms do not share their goals.
@@ -81,12 +82,13 @@ def paired_p(a: Sequence[float], b: Sequence[float]) -> float:
     differences = np.array([x - y for x, y in zip(a, b, strict=True) if x != y])
     if len(differences) == 0:
         return 1.0
-    if len(differences) <= 16:
+    few = len(differences) <= 16
+    if few:
         patterns = np.arange(2 ** len(differences))[:, None] >> np.arange(len(differences)) & 1
     else:
         patterns = np.random.default_rng(0).integers(0, 2, (100_000, len(differences)))
-    sums = np.abs((2 * patterns - 1) @ differences)
-    return float((sums >= abs(differences.sum()) - 1e-12).mean())
+    extreme = np.abs((2 * patterns - 1) @ differences) >= abs(differences.sum()) - 1e-12
+    return float(extreme.mean()) if few else float((1 + extreme.sum()) / (1 + len(extreme)))
 
 
 def _check_count(successes: float, n: int, level: float) -> None:

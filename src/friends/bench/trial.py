@@ -64,18 +64,21 @@ class TriggerSpec:
 
     Args:
         kind: ``"colours"``, the colour grid of Hidden Trigger Backdoor and Sleeper Agent; ``"checkerboard"`` or
-            ``"white"``, the patches of BadNets and its successors; ``"made"``: the attack makes its own.
+            ``"white"``, the patches of BadNets; ``"clean-label"``, the pattern of Turner et al., of 3 pixels a side;
+            ``"made"``: the attack makes its own.
         size: side of the patch in pixels.
         place: ``"random"``, anew for every image; ``"corner"``, the lower right one; ``"corners"``, all four.
     """
 
-    kind: Literal["colours", "checkerboard", "white", "made"] = "colours"
+    kind: Literal["colours", "checkerboard", "white", "clean-label", "made"] = "colours"
     size: int = 8
     place: Literal["random", "corner", "corners"] = "random"
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"a trigger has a side of at least 1 pixel, not {self.size}")
+        if self.kind == "clean-label" and self.size != 3:
+            raise ValueError(f"the pattern of the clean-label backdoor has 3 pixels a side, not {self.size}")
 
 
 @dataclass(frozen=True, kw_only=True)

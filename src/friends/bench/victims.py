@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from friends import models
-from friends.attacks.base import ManyGoals, bound_of, poison_count
+from friends.attacks.base import ManyGoals, Surrogate, bound_of, poison_count
 from friends.bench.exhibit import Exhibit
 from friends.bench.lab import Lab
 from friends.bench.trial import ArmSpec
 from friends.data.files import write_json
+from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
 from friends.defenses.friends import Friends
 from friends.models.saved import save
-from friends.noise.random import random_noise
+from friends.noise.random import RandomNoise, random_noise
 from friends.training.evaluate import accuracy, confidence, success
 from friends.training.fit import Fitted
 
@@ -47,6 +48,28 @@ def poisons(lab: Lab, goals: Sequence[Goal], wanted: Sequence[int] | None = None
         yield _checked(lab, PoisonedDataset.load(_poison_file(lab, g), lab.data[0]))
 
 
+class _Stopwatch:
+    """A surrogate function that measures its own time, which is not that of the crafting."""
+
+    def __init__(self, surrogate: Surrogate) -> None:
+        self.surrogate = surrogate
+        self.seconds = 0.0
+
+    def __call__(
+        self,
+        data: LabeledImages,
+        *,
+        index: int = 0,
+        epochs: int | None = None,
+        start: nn.Module | None = None,
+        noise: tuple[RandomNoise, float] | None = None,
+    ) -> nn.Module:
+        clock = time.perf_counter()
+        model = self.surrogate(data, index=index, epochs=epochs, start=start, noise=noise)
+        self.seconds += time.perf_counter() - clock
+        return model
+
+
 def _poison_file(lab: Lab, g: int) -> Path:
     return lab.out / "poisons" / f"goal-{g:03d}.safetensors"
 
@@ -54,28 +77,17 @@ def _poison_file(lab: Lab, g: int) -> Path:
 def _craft(lab: Lab, goals: Sequence[Goal], some: Sequence[int]) -> None:
     """Make and write the poisons of some goals; what is half done is kept in ``work/`` meanwhile."""
     train, attack = lab.data[0], lab.trial.attack
-    surrogate = lab.surrogate_of(some[0])
-    if attack.cost(lab.sizes(goals[some[0]])).trainings >= 1:
-        for index in range(getattr(attack, "surrogates", 1)):
-            surrogate(train, index=index)  # trained now, so that its time is its own and not that of the crafting
+    watch = _Stopwatch(lab.surrogate_of(some[0]))
     half = lab.out / "work" / f"crafting-{some[0]:03d}"
     clock = time.perf_counter()
     streams = [lab.streams.child("attack", g) for g in some]
     if isinstance(attack, ManyGoals) and len(some) > 1:
         theirs = [goals[g] for g in some]
-        made = attack.many(train, theirs, surrogate=surrogate, streams=streams, checkpoint=half, progress=lab.progress)
+        made = attack.many(train, theirs, surrogate=watch, streams=streams, checkpoint=half, progress=lab.progress)
     else:
-        made = [
-            attack(
-                train,
-                goals[some[0]],
-                surrogate=surrogate,
-                streams=streams[0],
-                checkpoint=half,
-                progress=lab.progress,
-            )
-        ]
-    seconds = (time.perf_counter() - clock) / len(some)
+        one = goals[some[0]]
+        made = [attack(train, one, surrogate=watch, streams=streams[0], checkpoint=half, progress=lab.progress)]
+    seconds = (time.perf_counter() - clock - watch.seconds) / len(some)
     for g, poisoned in zip(some, made, strict=True):
         _checked(lab, poisoned)
         lab.took(f"crafting {g:03d}", seconds)
