@@ -168,7 +168,7 @@ def test_of_several_candidates_the_nearest_become_poisons(model: nn.Module, digi
 
 
 def test_the_two_forms_are_those_of_authors_and_benchmark() -> None:
-    assert HiddenTrigger() == AUTHORS
+    assert replace(HiddenTrigger(), enough=10) == AUTHORS
     assert [AUTHORS.rate_at(step) for step in (0, 999, 1000, 4999)] == [0.01, 0.01, 0.005, 0.000625]
     assert [BENCHMARK.rate_at(step) for step in (0, 1999, 2000)] == [0.001, 0.001, pytest.approx(0.00095)]
     distances = torch.tensor([9.0, 9.5])

@@ -360,8 +360,11 @@ def test_a_victim_that_does_not_augment_is_one_belief() -> None:
 def test_a_backdoor_gets_a_trigger_unasked(name: str) -> None:
     made = ATTACKS[name].about.makes_trigger
     trial: Any = attack_trial(name, {"data": {"source": "digits"}})
-    assert trial.goals.trigger.kind == ("made" if made else "colours")
-    if not made:
+    if made:
+        assert trial.goals.trigger.kind == "made"
+    else:
+        given = trial.goals.trigger
+        assert (given.kind, given.size, given.place) == ATTACKS[name].about.trigger
         options = {"data": {"source": "digits"}, "trigger": {"kind": "white", "size": 3, "place": "corner"}}
         said: Any = attack_trial(name, options)
         assert (said.goals.trigger.kind, said.goals.trigger.size, said.goals.trigger.place) == ("white", 3, "corner")

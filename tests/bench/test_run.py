@@ -149,7 +149,8 @@ def test_settings_that_do_not_fit_the_data_are_refused_before_training(tmp_path:
 
 @pytest.mark.parametrize(("scenario", "name"), [("scratch", "gradient-matching"), ("finetune", "bullseye-polytope")])
 def test_the_other_scenarios_run(scenario: str, name: str, tmp_path: Path) -> None:
-    attack = {"name": name, "xi": "64/255", "budget": 0.1, "steps": 3, "restarts": 1, "surrogates": 2}
+    attack = {"name": name, "xi": "64/255", "budget": 0.1, "steps": 3, "restarts": 1, "surrogates": 2,
+              "augment": False}  # fmt: skip
     table = {**TABLE, "scenario": scenario, "attack": attack, "goals": {"count": 1}, "own_surrogates": True}
     result = run_trial(parse_trial(table), tmp_path / scenario)
     assert result.scenario == scenario
@@ -225,7 +226,7 @@ def test_images_that_have_no_picture_still_have_a_report(tmp_path: Path) -> None
 
 
 def test_an_attack_outside_its_scenario_runs_with_a_warning(tmp_path: Path) -> None:
-    attack = {"name": "bullseye-polytope", "xi": "64/255", "budget": 0.1, "steps": 3, "restarts": 1}
+    attack = {"name": "bullseye-polytope", "xi": "64/255", "budget": 0.1, "steps": 3, "restarts": 1, "augment": False}
     table = {**TABLE, "scenario": "scratch", "attack": attack, "goals": {"count": 1}, "own_surrogates": False}
     with pytest.warns(UserWarning, match="meant for transfer and finetune, not scratch"):
         run_trial(parse_trial(table), tmp_path / "run")
@@ -233,7 +234,7 @@ def test_an_attack_outside_its_scenario_runs_with_a_warning(tmp_path: Path) -> N
 
 def test_several_victims_of_a_goal_are_one_goal(tmp_path: Path) -> None:
     """Each draws its own weights; the goal's rate is their mean."""
-    attack = {"name": "bullseye-polytope", "xi": "64/255", "budget": 0.1, "steps": 20, "restarts": 1}
+    attack = {"name": "bullseye-polytope", "xi": "64/255", "budget": 0.1, "steps": 20, "restarts": 1, "augment": False}
     table = {**TABLE, "attack": attack, "goals": {"count": 2}, "victims": 3}
     undefended = run_trial(parse_trial(table), tmp_path / "run").arm("undefended")
     assert undefended is not None

@@ -226,8 +226,10 @@ def attack_trial(
         table.setdefault("scenario", attack.about.scenarios[0])
     recipe, trigger = given.pop("recipe", {}), given.pop("trigger", {})
     given["recipe" if table.get("scenario", "scratch") == "scratch" else "pretraining"] = recipe
-    if recipe.get("augment") is False and "augment" in getattr(attack, "__dataclass_fields__", {}):
-        given["attack"] = {"augment": False}  # one belief of the attacker: the victim does not augment
+    if recipe.get("augment") is False:  # one belief of the attacker: the victim does not augment
+        given["recipe"] = {**given.get("recipe", {}), "augment": False}
+        if "augment" in getattr(attack, "__dataclass_fields__", {}):
+            given["attack"] = {"augment": False}
     if trigger or (attack is not None and attack.about.aim == "backdoor"):
         table["goals"] = _with_trigger(table.get("goals", {}), _published_trigger(attack), trigger)
     for part, values in given.items():
