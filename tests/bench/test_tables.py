@@ -9,7 +9,7 @@ import pytest
 
 from friends.bench.record import Arm, Report
 from friends.bench.statistics import mcnemar_exact, wilson
-from friends.bench.tables import overview, page, pooled_table, read_records
+from friends.bench.tables import overview, page, pooled_table, portable, read_records
 
 
 def arm(name: str, succeeded: tuple[bool, ...], accuracy: float) -> Arm:
@@ -87,6 +87,16 @@ def test_the_overview_has_a_row_a_trial_with_what_its_own_table_says() -> None:
     assert "| other | scratch | \u2013 | 5 | 75.0 % of 2 \u00d7 100, " in lines[3]
     with pytest.raises(ValueError, match="not pooled"):
         overview([[first[0], replace(first[1], trial={"seed": 1, "attack": {"xi": 0.2}})]])
+
+
+def test_records_that_are_published_do_not_say_where_the_data_were() -> None:
+    run = report(0, (True,), (False,))
+    away = replace(run, trial={**run.trial, "data": {"source": "/home/someone/cifar-10", "train": 10}})
+    assert portable(away).trial["data"] == {"source": "cifar-10", "train": 10}
+    assert portable(away).key == run.key
+    assert portable(run) == run
+    named = replace(run, trial={**run.trial, "data": {"source": "digits"}})
+    assert portable(named) == named
 
 
 def test_result_files_are_read_back_line_by_line(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ replacement: the nearest pair of all is matched first, then the nearest pair of 
 may change on the way; every triggered image attracts one poison.) A linear layer that puts the poisons in their class
 then puts triggered images there.
 
-:data:`AUTHORS` are the defaults, :data:`BENCHMARK` the settings of the poisoning benchmark's version. They differ in
+:data:`AUTHORS` are the original settings, :data:`BENCHMARK` those of the poisoning benchmark's version. They differ in
 the bound, the rate, and when they stop: once *each* poison is near enough, or once the sum over *all* is. The benchmark
 has its trigger at one place, which is the goal's to say.
 

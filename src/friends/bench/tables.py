@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import cast
 
 from friends.bench.record import CLEAN, UNDEFENDED, Report
 from friends.bench.statistics import paired_p, wilson
@@ -157,6 +159,18 @@ def _bound(report: Report) -> str:
     return "\u2013" if xi is None else f"{float(str(xi)) * 255:g}/255"
 
 
+def portable(report: Report) -> Report:
+    """The record without what only concerns the machine it was made on: where on its disk the data were.
+
+    Name, counts and fingerprint of the data stay; the key remains that of the run as it was started.
+    """
+    data = dict(cast("dict[str, object]", report.trial.get("data") or {}))
+    source = str(data.get("source", ""))
+    if not PurePath(source).is_absolute():
+        return report
+    return replace(report, trial={**report.trial, "data": {**data, "source": PurePath(source).name}})
+
+
 def read_records(path: Path) -> list[Report]:
     """The runs in a result file of one JSON line each. Raises ``ValueError`` where a line is no report."""
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -184,7 +198,8 @@ def main() -> None:
         write_text(given.out.with_suffix(".md"), text)
         print(text)  # noqa: T201
         return
-    reports = sorted((Report.read(folder / "record.json") for folder in given.runs), key=lambda r: r.seed)
+    read = (portable(Report.read(folder / "record.json")) for folder in given.runs)
+    reports = sorted(read, key=lambda r: r.seed)
     text = page(reports)
     write_text(given.out.with_suffix(".jsonl"), "".join(report.as_line() + "\n" for report in reports))
     write_text(given.out.with_suffix(".md"), text)
