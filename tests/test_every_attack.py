@@ -39,9 +39,6 @@ from interrupting import Stop, stop_at_call
 
 XI, BUDGET, COUNT = 24 / 255, 0.03, 9  # 9 = 3 % of 300
 
-FIXED_PLACE: set[str] = set()
-"""Backdoors whose trigger is given and has one place, where Sleeper Agent's is anywhere."""
-
 SMALL: dict[str, Attack] = {
     "gradient-matching": GradientMatching(xi=XI, budget=BUDGET, steps=3, restarts=2),
     "bullseye-polytope": BullseyePolytope(xi=XI, budget=BUDGET, steps=3, restarts=2),
@@ -80,8 +77,6 @@ def goal_for(name: str, data: LabeledImages, wanted: int = 2) -> Goal:
     rows = (data.y == int(data.y[(data.y != wanted).nonzero()[0]])).nonzero().flatten()[:5]
     c, h, w = data.shape
     trigger: Trigger = Additive(torch.zeros(c, h, w)) if about.makes_trigger else Patch(torch.ones(c, 4, 4))
-    if name in FIXED_PLACE:
-        trigger = Patch(torch.ones(c, 4, 4), (h - 4, w - 4))
     x = trigger(data.pixels(rows), torch.Generator().manual_seed(0))
     return Goal(x, data.y[rows], torch.full_like(data.y[rows], wanted), trigger, name="some digits")
 

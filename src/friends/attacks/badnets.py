@@ -34,6 +34,7 @@ from friends.attacks.base import (
     check_budget,
     poison_count,
     rounded,
+    trigger_of,
     wanted_class,
 )
 from friends.data.images import LabeledImages
@@ -88,14 +89,11 @@ class BadNets:
             ValueError: the goal does not fit the data or has no trigger, or the budget is more than the classes of
                 its images have.
         """
-        wanted = wanted_class(goal, train)
-        if goal.trigger is None:
-            raise ValueError(f"the goal {goal.name!r} has no trigger, which BadNets needs: give it one, or use a "
-                             "targeted attack")  # fmt: skip
+        wanted, trigger = wanted_class(goal, train), trigger_of(goal, "BadNets")
         rows = dirty_bases(train, goal, wanted, self.budget, streams("bases"))
         here = rows.to(train.device)
         clean = train.pixels(here)
-        stamped = goal.trigger(clean.cpu(), streams("trigger")).to(clean)
+        stamped = trigger(clean.cpu(), streams("trigger")).to(clean)
         progress(NAME, len(rows), len(rows))
         pixels = rounded(train.x[here], stamped - clean, xi=1.0)
         return assembled(train, rows, pixels, goal, attack=NAME, settings=self, relabel=True)

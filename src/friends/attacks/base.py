@@ -30,6 +30,7 @@ from friends.attacks.pixels import Start, check_xi
 from friends.attacks.surrogate import Surrogate
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
+from friends.data.triggers import Trigger
 from friends.modules import logits_of, penultimate, still
 from friends.types import Progress, Streams, silent
 
@@ -64,7 +65,9 @@ __all__ = [
     "poison_count",
     "poisoned",
     "rounded",
+    "source_rows",
     "still",
+    "trigger_of",
     "wanted_class",
 ]
 
@@ -214,6 +217,23 @@ def wanted_class(goal: Goal, train: LabeledImages) -> int:
     if goal.x.shape[1:] != train.x.shape[1:]:
         raise ValueError(f"goal images are {tuple(goal.x.shape[1:])}, training images {train.shape}")
     return int(wanted[0])
+
+
+def trigger_of(goal: Goal, attack: str) -> Trigger:
+    """The trigger of a goal. Raises ``ValueError`` if it has none, which ``attack`` needs."""
+    if goal.trigger is None:
+        raise ValueError(f"the goal {goal.name!r} has no trigger, which {attack} needs: give it one, or use a targeted "
+                         "attack, such as 'gradient-matching' or 'bullseye-polytope'")  # fmt: skip
+    return goal.trigger
+
+
+def source_rows(train: LabeledImages, goal: Goal) -> Int64[Tensor, " n"]:
+    """All training rows of the goal's true classes, ascending. Raises ``ValueError`` if there is none."""
+    rows = torch.isin(train.y.cpu(), goal.y_true.cpu()).nonzero().flatten()
+    if len(rows) == 0:
+        name = train.classes[int(goal.y_true[0])]
+        raise ValueError(f"class {name!r} has no image in {train.name}: there is no source of triggered images")
+    return rows
 
 
 def check_budget(budget: float) -> None:

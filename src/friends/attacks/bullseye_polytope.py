@@ -48,6 +48,7 @@ from friends.attacks.base import (
 from friends.attacks.features import (
     Bases,
     Layers,
+    OneOfMany,
     centres,
     check_features,
     check_layers,
@@ -68,7 +69,7 @@ Form = Literal["mean-square", "authors"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BullseyePolytope:
+class BullseyePolytope(OneOfMany):
     """The distance of the poisons' mean feature to the goal's feature, minimised over the poisons' pixels.
 
     Args:
@@ -142,25 +143,6 @@ class BullseyePolytope:
             batch=self.batch,
             adapt=self.adapt,
         )
-
-    def __call__(
-        self,
-        train: LabeledImages,
-        goal: Goal,
-        *,
-        surrogate: Surrogate,
-        streams: Streams,
-        checkpoint: Path | None = None,
-        progress: Progress = silent,
-    ) -> PoisonedDataset:
-        """Poison ``train``. In transfer learning the surrogate is the very extractor that the victim will use.
-
-        Raises:
-            ValueError: the goal does not fit the data, the budget is more than the wanted class has, or a
-                surrogate has no penultimate features.
-        """
-        return self.many(train, [goal], surrogate=surrogate, streams=[streams], checkpoint=checkpoint,
-                         progress=progress)[0]  # fmt: skip
 
     def many(
         self,

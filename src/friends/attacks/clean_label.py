@@ -51,6 +51,7 @@ from friends.attacks.base import (
     place_of,
     rounded,
     still,
+    trigger_of,
     wanted_class,
 )
 from friends.attacks.halfway import State
@@ -137,10 +138,7 @@ class CleanLabelBackdoor:
             ValueError: the goal does not fit the data or has no trigger, the budget is more than the wanted class
                 has, or a surrogate's loss is not finite.
         """
-        wanted = wanted_class(goal, train)
-        if goal.trigger is None:
-            raise ValueError(f"the goal {goal.name!r} has no trigger, which a clean-label backdoor needs: give it one, "
-                             "or use a targeted attack")  # fmt: skip
+        wanted, trigger = wanted_class(goal, train), trigger_of(goal, "a clean-label backdoor")
         rows = choose_bases(train, goal, self.budget, streams("bases"))
         halfway = Halfway(checkpoint, identity_of(self, train, [goal], [streams]))
         models = [surrogate(train, index=k) for k in range(self.surrogates)]
@@ -149,7 +147,7 @@ class CleanLabelBackdoor:
             climb = _Climb(self, models, clean.to(place_of(models[0])) / 255, wanted, streams("init"))
             climb.run(halfway, progress)
         hard = rounded(clean, climb.delta, self.eps if self.norm == "linf" else 1.0).cpu().float() / 255
-        change = goal.trigger(hard, streams("trigger")) - clean.cpu().float() / 255
+        change = trigger(hard, streams("trigger")) - clean.cpu().float() / 255
         pixels = rounded(clean, change, 1.0 if self.xi is None else self.xi)
         scores: dict[str, object] = {"score_first": [-climb.first], "score_last": [-climb.last], "score": -climb.last}
         return assembled(train, rows, pixels, goal, attack=NAME, settings=self, facts=scores)

@@ -51,6 +51,7 @@ from friends.attacks.features import (
     Bases,
     Group,
     Layers,
+    OneOfMany,
     Task,
     check_features,
     check_layers,
@@ -70,7 +71,7 @@ NAME = "convex-polytope"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvexPolytope:
+class ConvexPolytope(OneOfMany):
     """The distance of the goal's feature to the polytope of the poisons' features, minimised over the poisons' pixels.
 
     Args:
@@ -148,25 +149,6 @@ class ConvexPolytope:
         The search for the coefficients needs no network and is not counted.
         """
         return loop_cost(self, self._loop(), sizes)
-
-    def __call__(
-        self,
-        train: LabeledImages,
-        goal: Goal,
-        *,
-        surrogate: Surrogate,
-        streams: Streams,
-        checkpoint: Path | None = None,
-        progress: Progress = silent,
-    ) -> PoisonedDataset:
-        """Poison ``train``. In transfer learning the surrogate is the very extractor that the victim will use.
-
-        Raises:
-            ValueError: the goal does not fit the data, the budget is more than the wanted class has, or a
-                surrogate has no penultimate features.
-        """
-        return self.many(train, [goal], surrogate=surrogate, streams=[streams], checkpoint=checkpoint,
-                         progress=progress)[0]  # fmt: skip
 
     def many(
         self,

@@ -45,7 +45,7 @@ from friends.attacks.base import (
 )
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
-from friends.types import Progress, Streams
+from friends.types import Progress, Streams, silent
 
 Layers = Literal["penultimate", "last-two", "all"]
 """At which stages the poisons' features are moved: the last, the last two, or every one."""
@@ -57,7 +57,6 @@ TOGETHER = 512
 """Images of all goals in one forward pass: as many as one goal alone may have by default."""
 
 
-@runtime_checkable
 @runtime_checkable
 class FeatureAttack(Protocol):
     """The settings that are read here."""
@@ -179,6 +178,42 @@ def lengths(stage: Float[Tensor, "t d"]) -> Float[Tensor, " t"]:
 # --- what is crafted, for one goal or many ---
 
 
+class OneOfMany:
+    """An attack that crafts for one goal as it does for many."""
+
+    def __call__(
+        self,
+        train: LabeledImages,
+        goal: Goal,
+        *,
+        surrogate: Surrogate,
+        streams: Streams,
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> PoisonedDataset:
+        """Poison ``train``. In transfer learning the surrogate is the very extractor that the victim will use.
+
+        Raises:
+            ValueError: the goal does not fit the data, the budget is more than the wanted class has, or a
+                surrogate has no penultimate features.
+        """
+        return self.many(train, [goal], surrogate=surrogate, streams=[streams], checkpoint=checkpoint,
+                         progress=progress)[0]  # fmt: skip
+
+    def many(
+        self,
+        train: LabeledImages,
+        goals: Sequence[Goal],
+        *,
+        surrogate: Surrogate,
+        streams: Sequence[Streams],
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> list[PoisonedDataset]:
+        """Poison ``train`` for each of several goals, which share the surrogates; raises as a call does."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
     """Some goals that are crafted in one batch.
@@ -258,11 +293,9 @@ def prepare(
     if not goals or len(goals) != len(streams):
         raise ValueError(f"one family of streams for each goal expected, not {len(streams)} for {len(goals)} goals")
     nearest = attack.bases == "nearest"
-    for goal in goals:
-        candidates(train, goal, attack.budget)
-        if nearest and goal.bases is not None:
-            raise ValueError("the goal prescribes its bases: bases = 'nearest' cannot choose others")
     rows = [choose_bases(train, goal, attack.budget, s("bases")) for goal, s in zip(goals, streams, strict=True)]
+    if nearest and any(goal.bases is not None for goal in goals):
+        raise ValueError("the goal prescribes its bases: bases = 'nearest' cannot choose others")
     informed = attack.adapt.informed(surrogate) if attack.adapt else surrogate
     models = [informed(train, index=k) for k in range(attack.surrogates)]
     if nearest:

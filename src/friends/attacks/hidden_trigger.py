@@ -45,7 +45,9 @@ from friends.attacks.base import (
     penultimate,
     place_of,
     poisoned,
+    source_rows,
     still,
+    trigger_of,
 )
 from friends.attacks.pixels import project
 from friends.data.images import LabeledImages
@@ -173,16 +175,10 @@ def triggered_images(
     Raises:
         ValueError: the goal has no trigger, or no training image is of its true class.
     """
-    if goal.trigger is None:
-        raise ValueError(f"the goal {goal.name!r} has no trigger, which a backdoor needs: for single images as they "
-                         "are, use a targeted attack such as 'bullseye-polytope'")  # fmt: skip
-    rows = torch.isin(train.y.cpu(), goal.y_true.cpu()).nonzero().flatten()
-    if len(rows) == 0:
-        name = train.classes[int(goal.y_true[0])]
-        raise ValueError(f"class {name!r} has no image in {train.name}: there is no source of triggered images")
+    trigger, rows = trigger_of(goal, "a backdoor"), source_rows(train, goal)
     rounds = -(-count // len(rows))
     drawn = torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(rounds)])[:count]
-    return goal.trigger(train.pixels(drawn.to(train.device)), generator)
+    return trigger(train.pixels(drawn.to(train.device)), generator)
 
 
 def nearest_pairs(distances: Float[Tensor, "n n"]) -> Int64[Tensor, " n"]:

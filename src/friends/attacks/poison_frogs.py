@@ -56,6 +56,7 @@ from friends.attacks.base import (
 from friends.attacks.features import (
     Bases,
     Group,
+    OneOfMany,
     Task,
     centres,
     check_features,
@@ -79,7 +80,7 @@ SPLITTING = ("original", "benchmark")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoisonFrogs:
+class PoisonFrogs(OneOfMany):
     """The distance of each poison's feature to the goal's, minimised over the poison's pixels.
 
     Args:
@@ -169,25 +170,6 @@ class PoisonFrogs:
         if self.form in SPLITTING:
             return feature_cost(self, sizes, self.steps + 1)
         return loop_cost(self, self._loop(), sizes)
-
-    def __call__(
-        self,
-        train: LabeledImages,
-        goal: Goal,
-        *,
-        surrogate: Surrogate,
-        streams: Streams,
-        checkpoint: Path | None = None,
-        progress: Progress = silent,
-    ) -> PoisonedDataset:
-        """Poison ``train``. In transfer learning the surrogate is the very extractor that the victim will use.
-
-        Raises:
-            ValueError: the goal does not fit the data, the budget is more than the wanted class has, or a
-                surrogate has no penultimate features.
-        """
-        return self.many(train, [goal], surrogate=surrogate, streams=[streams], checkpoint=checkpoint,
-                         progress=progress)[0]  # fmt: skip
 
     def many(
         self,

@@ -46,7 +46,9 @@ from friends.attacks.base import (
     place_of,
     poisoned,
     rounded,
+    source_rows,
     still,
+    trigger_of,
     wanted_class,
 )
 from friends.attacks.matching import longest_gradients, mean_gradient, objective_for
@@ -203,14 +205,8 @@ def triggered_sources(train: LabeledImages, goal: Goal, generator: torch.Generat
     Raises:
         ValueError: the goal has no trigger, or no training image is of its true class.
     """
-    if goal.trigger is None:
-        raise ValueError(f"the goal {goal.name!r} has no trigger, which a backdoor needs: for single images as they "
-                         "are, use a targeted attack such as 'gradient-matching'")  # fmt: skip
-    rows = torch.isin(train.y.cpu(), goal.y_true.cpu()).nonzero().flatten()
-    if len(rows) == 0:
-        name = train.classes[int(goal.y_true[0])]
-        raise ValueError(f"class {name!r} has no image in {train.name}: there is no source of triggered images")
-    return goal.trigger(train.pixels(rows.to(train.device)), generator)
+    trigger = trigger_of(goal, "a backdoor")
+    return trigger(train.pixels(source_rows(train, goal).to(train.device)), generator)
 
 
 @dataclass(eq=False)

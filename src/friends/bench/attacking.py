@@ -31,7 +31,7 @@ from friends.bench.poison_folder import (
     verify,
 )
 from friends.bench.provenance import commit, device_name, versions
-from friends.bench.run import first_difference, goals_of
+from friends.bench.run import first_difference, goals_of, refuse_occupied
 from friends.bench.trial import Trial, parse_trial, read_table
 from friends.bench.victims import poisons
 from friends.data.files import owned
@@ -185,8 +185,7 @@ def _settings(trial: Trial) -> dict[str, Any]:
 def _refuse_foreign(trial: Trial, out: Path) -> None:
     """Refuse a folder of another crafting, or of something else."""
     if not (out / MANIFEST).exists():
-        if out.exists() and (not out.is_dir() or any(not f.name.endswith(".tmp") for f in out.iterdir())):
-            raise ValueError(f"{out} holds something else: choose another folder with --out")
+        refuse_occupied(out)
         return
     theirs = Manifest.read(out)
     if theirs.key != trial.key():

@@ -124,13 +124,18 @@ def _refuse_foreign(trial: Trial, out: Path) -> None:
     """Refuse a folder of another trial, or of something else."""
     file = out / "trial.json"
     if not file.exists():
-        if out.exists() and (not out.is_dir() or any(not f.name.endswith(".tmp") for f in out.iterdir())):
-            raise ValueError(f"{out} holds something else: choose another folder with --out")
+        refuse_occupied(out)
         return
     theirs = json.loads(file.read_text(encoding="utf-8"))
     if theirs["key"] != trial.key():
         where = first_difference(theirs["settings"], json.loads(json.dumps(trial.settings())))
         raise ValueError(f"{out} holds another trial: {where}. Choose another folder with --out, or delete this one.")
+
+
+def refuse_occupied(out: Path) -> None:
+    """Raise ``ValueError`` if a folder not yet ours is a file, or holds more than what a kill left half done."""
+    if out.exists() and (not out.is_dir() or any(not f.name.endswith(".tmp") for f in out.iterdir())):
+        raise ValueError(f"{out} holds something else: choose another folder with --out")
 
 
 def first_difference(theirs: object, ours: object, where: str = "") -> str:
