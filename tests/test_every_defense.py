@@ -28,7 +28,10 @@ def make(generator: torch.Generator) -> torch.nn.Module:
 
 
 def trained(data: LabeledImages, *defenses: Defense, **more: object) -> dict[str, torch.Tensor]:
-    return fit(data, make, recipe=RECIPE, defenses=defenses, streams=Streams(0), **more).model.state_dict()  # type: ignore[arg-type]
+    """The weights, and under ``"answers"`` what the pipeline says to the first images, which may be to abstain."""
+    clean = data.rows(torch.arange(0, 40)) if any(d.about.clean for d in defenses) else None
+    fitted = fit(data, make, recipe=RECIPE, defenses=defenses, streams=Streams(0), clean=clean, **more)  # type: ignore[arg-type]
+    return {**fitted.model.state_dict(), "answers": fitted.predictor(data.pixels(slice(40, 140)))}
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -59,6 +62,17 @@ def test_global_generator_and_inputs_are_untouched(few_digits: LabeledImages, na
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(few_digits.x, x)
     assert torch.equal(few_digits.y, y)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_it_says_what_it_is_and_what_it_is_told(name: str) -> None:
+    about, defense = DEFENSES[name].about, SMALL[name]
+    assert about.title != Defense.about.title
+    assert len(about.paper) > 20
+    assert set(about.aims) <= {"target", "backdoor"}
+    assert set(about.aims)
+    assert defense.told().keys() == set(about.told)
+    assert all(reason.strip() for reason in [*about.clashes.values(), *about.not_after.values()])
 
 
 @pytest.mark.parametrize("name", DEFENSES)

@@ -307,7 +307,7 @@ def test_a_defense_cannot_see_poisons_or_goal() -> None:
     """The threat model is in the types: neither the hooks nor ``fit`` have a place for what only the attacker knows."""
     import inspect
 
-    surfaces: Sequence[object] = [fit, Run, *(getattr(Defense, n) for n in vars(Defense) if not n.startswith("_"))]
+    surfaces: Sequence[object] = [fit, Run, *(f for n, f in vars(Defense).items() if callable(f) and n != "__init__")]
     for surface in surfaces:
         signature = inspect.signature(surface)
         for parameter in signature.parameters.values():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -24,7 +25,7 @@ from friends.data.images import LabeledImages
 from friends.noise.friendly import RELEASED, FriendlySettings
 from friends.noise.random import RandomNoise, add_noise, check_random, check_strength
 from friends.noise.store import NoiseStore, grey_noise
-from friends.training.defense import Defense, Run
+from friends.training.defense import About, Defense, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,11 @@ class Friends(Defense):
     def_epoch: int = 5
     settings: FriendlySettings = RELEASED
     store: str | None = None
+
+    about: ClassVar[About] = About(
+        title="FRIENDS",
+        paper="Liu, Yang, Mirzasoleiman: Friendly Noise against Adversarial Noise, NeurIPS 2022, arXiv 2208.10224",
+    )
 
     def __post_init__(self) -> None:
         check_random(self.random, self.mu)

@@ -1,6 +1,7 @@
 """The loop, its contract with defenses, and the judge."""
 
 from friends.training.defense import ABSTAIN as ABSTAIN
+from friends.training.defense import About as About
 from friends.training.defense import Defense as Defense
 from friends.training.defense import Predictor as Predictor
 from friends.training.defense import Run as Run

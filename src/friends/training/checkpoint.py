@@ -60,6 +60,7 @@ class Checkpoint:
             "memory": self._memory_file,
             "history": history,
             "seconds": seconds,
+            "shared": run.shared_seconds,
         }
         write_tensors(self.path, tensors, header)
         for old in self.folder.glob("memory-*.safetensors"):
@@ -88,6 +89,7 @@ class Checkpoint:
         self._refuse_foreign(header)
         run.epoch, run.epochs = cast(int, header["epoch"]), cast(int, header["epochs"])
         run.augment = bool(header["augment"])
+        run.shared_seconds = cast(float, header.get("shared", 0.0))
         run.keep = tensors.pop("keep").to(run.device)
         if header["memory"]:
             memory, _ = read_tensors(self.folder / str(header["memory"]))

@@ -3,6 +3,7 @@
 The loop that calls the hooks (``fit``), as pseudocode::
 
     run = Run(data, model, optimizer, ...)           # never told which rows are poison, nor the attacker's goal
+    refuse defenses that do not compose, or that lack the clean reserve that they need
     for d in defenses: d.before_training(data, run)  # filters train a probe, then set run.keep
     while run.epoch < run.epochs:
         for d in defenses: d.start_epoch(run)        # friendly noise is made; EPIC drops rows; ABL changes phase
@@ -25,9 +26,9 @@ every time, so a hook may replace them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -39,7 +40,37 @@ from friends.modules import logits_of
 from friends.training.recipe import Recipe
 from friends.types import ABSTAIN, Progress, Streams, silent
 
-__all__ = ["ABSTAIN", "Defense", "Predictor", "Probe", "Run", "argmax_predictor"]
+__all__ = ["ABSTAIN", "About", "Defense", "Predictor", "Probe", "Run", "Trait", "argmax_predictor", "check_together"]
+
+Trait = Literal["mixes", "repeats", "drops", "phases", "crafts", "private"]
+"""What a defense does to a training that others must know: it mixes images of a batch (and gives soft labels), repeats
+them, drops rows while training goes on, changes phase (loss, rows, optimizer), crafts perturbations with the model in
+the middle of a step, or bounds what a single image can do (differential privacy)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What is to be known of a defense before it is used.
+
+    Args:
+        title: its usual name.
+        paper: authors, venue, year and arXiv id.
+        aims: attacks that it is defined for: ``"target"``, single images as they are, ``"backdoor"``, a trigger.
+        told: the settings that are knowledge about the attack, such as ``("budget",)``; shown in every table.
+        clean: whether it needs a reserve of clean images outside the training data.
+        traits: what it does to a training.
+        clashes: traits of other defenses that it does not compose with, and why.
+        not_after: likewise, where the other one is listed before it.
+    """
+
+    title: str
+    paper: str
+    aims: tuple[str, ...] = ("target", "backdoor")
+    told: tuple[str, ...] = ()
+    clean: bool = False
+    traits: frozenset[Trait] = frozenset()
+    clashes: Mapping[Trait, str] = field(default_factory=dict[Trait, str])
+    not_after: Mapping[Trait, str] = field(default_factory=dict[Trait, str])
 
 
 @runtime_checkable
@@ -51,7 +82,19 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class Probe(Protocol):
-    """Train another model on (part of) the same data, with the same recipe: what filters look through."""
+    """Train another model on (part of) the same data, with the same recipe: what filters look through.
+
+    The same call on the same data and streams gives the same model, so defenses that ask for the same probe can share
+    it (``fit(..., probes=...)``).
+
+    Args:
+        keep: ``(n,)`` bool, the rows to train on; all by default.
+        epochs: only the first so many epochs of the recipe.
+        defenses: in force while it is trained.
+        name: of its random streams; defenses that may share a probe leave it as it is.
+        architecture: another network than the one in training, by name.
+        lr: another learning rate than the recipe's.
+    """
 
     def __call__(
         self,
@@ -60,6 +103,8 @@ class Probe(Protocol):
         epochs: int | None = None,
         defenses: Sequence[Defense] = (),
         name: str = "probe",
+        architecture: str | None = None,
+        lr: float | None = None,
     ) -> nn.Module: ...
 
 
@@ -83,6 +128,8 @@ class Run:
         probe: trains a helper model.
         progress: where long steps say how far they are.
         remarks: numbers that a defense wants in this epoch's line of the history, such as how long a step took.
+        shared_seconds: training time of probes that were found ready-made: what this training would have cost more
+            had it been alone.
     """
 
     data: LabeledImages
@@ -101,6 +148,7 @@ class Run:
     progress: Progress = silent
     predictor: Predictor = field(init=False)
     remarks: dict[str, float] = field(default_factory=dict)
+    shared_seconds: float = 0.0
     _memory: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _defenses: tuple[Defense, ...] = field(default=(), repr=False)
 
@@ -115,7 +163,9 @@ class Run:
     def memory(self, defense: Defense) -> dict[str, Tensor]:
         """The tensors that a defense keeps during this training; they travel in the checkpoints.
 
-        A defense itself is a frozen value and remembers nothing, so one object can serve many trainings.
+        A defense itself is a frozen value and remembers nothing, so one object can serve many trainings. The name
+        ``"removed"`` is kept for an ``(n,)`` bool tensor: rows that a defense judged to be poison, where ``run.keep``
+        does not say it.
         """
         return self._memory[self._place(defense)]
 
@@ -143,6 +193,12 @@ class Defense:
     random draws come from ``run.generator(self, ...)``. A defense never learns which rows are poison: no hook is
     told, and ``fit`` is not either.
     """
+
+    about: ClassVar[About] = About(title="a defense", paper="")
+
+    def told(self) -> dict[str, object]:
+        """What it is told about the attack, by the names of its settings."""
+        return {name: getattr(self, name) for name in self.about.told}
 
     def before_training(self, data: LabeledImages, run: Run) -> None:
         """Before the first epoch. Filters train ``run.probe(...)`` here and clear rows of ``run.keep``."""
@@ -186,3 +242,19 @@ def argmax_predictor(model: nn.Module) -> Predictor:
             model.train(was_training)
 
     return predict
+
+
+def check_together(defenses: Sequence[Defense], clean: LabeledImages | None) -> None:
+    """Raise ``ValueError``, with the reason, if defenses do not compose or lack the clean images that they need."""
+    for i, defense in enumerate(defenses):
+        about = defense.about
+        if about.clean and (clean is None or len(clean) == 0):
+            raise ValueError(f"{about.title} needs clean images that are not trained on: pass fit(..., clean=...), or "
+                             "set reserve in [data] of a trial")  # fmt: skip
+        for j, other in enumerate(defenses):
+            if j == i:
+                continue
+            reasons = {**about.clashes, **(about.not_after if j < i else {})}
+            for trait in sorted(other.about.traits & reasons.keys()):
+                after = "" if trait in about.clashes else " in this order"
+                raise ValueError(f"{about.title} and {other.about.title} do not compose{after}: {reasons[trait]}")

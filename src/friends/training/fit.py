@@ -13,7 +13,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -21,13 +21,15 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from friends.data.files import read_tensors, write_tensors
 from friends.data.images import LabeledImages
 from friends.training.checkpoint import Checkpoint
-from friends.training.defense import Defense, Predictor, Run, argmax_predictor
+from friends.training.defense import Defense, Predictor, Run, argmax_predictor, check_together
 from friends.training.recipe import Recipe, sgd
 from friends.types import Progress, Streams, silent
 
 MakeModel = Callable[[torch.Generator], nn.Module]
+Architectures = Callable[[str, torch.Generator], nn.Module]
 Watch = Callable[[nn.Module, int], Mapping[str, float]]
 
 
@@ -42,6 +44,7 @@ class Fitted:
         memory: what each defense kept, in the order of the defenses.
         keep: ``(n,)`` bool, the rows trained on in the last epoch.
         seconds: training time, defenses included, watching and saving not, over all the processes that it took.
+        shared_seconds: what the probes that it found ready-made had cost; alone it would have taken so much longer.
     """
 
     model: nn.Module
@@ -50,6 +53,13 @@ class Fitted:
     memory: tuple[dict[str, Tensor], ...]
     keep: Tensor
     seconds: float
+    shared_seconds: float = 0.0
+
+    @property
+    def removed(self) -> Tensor:
+        """``(n,)`` bool: the rows that the defenses judged to be poison."""
+        found = [kept["removed"] for kept in self.memory if "removed" in kept]
+        return torch.stack(found).any(0) if found else ~self.keep
 
 
 def fit(
@@ -60,6 +70,8 @@ def fit(
     defenses: Sequence[Defense] = (),
     streams: Streams,
     clean: LabeledImages | None = None,
+    architectures: Architectures | None = None,
+    probes: Path | None = None,
     watch: Watch | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 2.0,
@@ -76,6 +88,9 @@ def fit(
         streams: the training's random streams; equal streams give equal initial weights, order and augmentation
             whatever the defenses.
         clean: a reserve of clean images, for the defenses that are entitled to one.
+        architectures: makes a network of another architecture by its name, for defenses that train a small proxy.
+        probes: folder of finished probes. Trainings on the same data with the same recipe and streams that name the
+            same folder train each probe once between them.
         watch: called with the model (in eval mode) and the number of finished epochs after every epoch; what it
             returns goes into the history. It cannot influence the training.
         checkpoint: folder to resume from and to save to. A training killed at any moment and started again with
@@ -86,14 +101,18 @@ def fit(
         what: what ``progress`` calls this training.
 
     Raises:
-        ValueError: empty data, a defense that is listed twice, two that both override the loss, a checkpoint of
-            another training (the first difference is named), or a defense that removed every row.
+        ValueError: empty data, a defense that is listed twice, defenses that do not compose, one without the clean
+            images it needs, a checkpoint of another training (the first difference is named), or a defense that
+            removed every row.
         FloatingPointError: the loss is no longer finite.
     """
     if len(data) == 0:
         raise ValueError(f"no image to train on in {data!r}")
     minimised = _loss_of(defenses)
-    run = _start(data, make_model, recipe, defenses, streams, clean, checkpoint, progress)
+    check_together(defenses, clean)
+    probe = _Prober(data, make_model, recipe, streams, architectures, probes, checkpoint, progress)
+    run = _start(data, make_model, recipe, defenses, streams, clean, probe, progress)
+    probe.run = run
     saved = Checkpoint(checkpoint, _identity(run, defenses)) if checkpoint else None
     history: list[dict[str, float]] = []
     before = 0.0
@@ -121,7 +140,7 @@ def fit(
     run.model.eval()
     memory = tuple(run.memory(defense) for defense in defenses)
     seconds = before + time.perf_counter() - clock - aside
-    return Fitted(run.model, run.predictor, tuple(history), memory, run.keep, seconds)
+    return Fitted(run.model, run.predictor, tuple(history), memory, run.keep, seconds, run.shared_seconds)
 
 
 def _start(
@@ -131,34 +150,12 @@ def _start(
     defenses: Sequence[Defense],
     streams: Streams,
     clean: LabeledImages | None,
-    checkpoint: Path | None,
+    probe: _Prober,
     progress: Progress,
 ) -> Run:
     """A run at epoch 0."""
     model = make_model(streams("weights")).to(device=data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     keep = torch.ones(len(data), dtype=torch.bool, device=data.device)
-
-    def probe(
-        *,
-        keep: Tensor | None = None,
-        epochs: int | None = None,
-        defenses: Sequence[Defense] = (),
-        name: str = "probe",
-    ) -> nn.Module:
-        part = data if keep is None else data.rows(keep.nonzero().flatten())
-        shorter = recipe.first(epochs)
-        folder = f"probe-{name}-{shorter.epochs}-{part.fingerprint[:12]}"
-        return fit(
-            part,
-            make_model,
-            recipe=shorter,
-            defenses=defenses,
-            streams=streams.child("probe", name),
-            checkpoint=checkpoint / folder if checkpoint else None,
-            progress=progress,
-            what=name,
-        ).model
-
     return Run(
         data=data,
         model=model,
@@ -175,6 +172,79 @@ def _start(
         _memory={place: {} for place in range(len(defenses))},
         _defenses=tuple(defenses),
     )
+
+
+class _Prober:
+    """Trains helper models for the defenses of one training, or finds them ready-made."""
+
+    def __init__(
+        self,
+        data: LabeledImages,
+        make_model: MakeModel,
+        recipe: Recipe,
+        streams: Streams,
+        architectures: Architectures | None,
+        folder: Path | None,
+        checkpoint: Path | None,
+        progress: Progress,
+    ) -> None:
+        self.data, self.make_model, self.recipe, self.streams = data, make_model, recipe, streams
+        self.architectures, self.folder, self.checkpoint, self.progress = architectures, folder, checkpoint, progress
+        self.run: Run | None = None
+
+    def __call__(
+        self,
+        *,
+        keep: Tensor | None = None,
+        epochs: int | None = None,
+        defenses: Sequence[Defense] = (),
+        name: str = "probe",
+        architecture: str | None = None,
+        lr: float | None = None,
+    ) -> nn.Module:
+        part = self.data if keep is None else self.data.rows(keep.nonzero().flatten())
+        recipe = self.recipe.first(epochs)
+        recipe = recipe if lr is None else replace(recipe, lr=lr)
+        make = self.make_model if architecture is None else self._other(architecture)
+        streams = self.streams.child("probe", name, *([architecture] if architecture else []))
+        what = (part.fingerprint, repr(recipe), repr(list(defenses)), streams.seed)
+        label = f"probe-{name}-{recipe.epochs}-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
+        file = self.folder / f"{label}.safetensors" if self.folder else None
+        if file is not None and file.exists():
+            return self._found(file, make(streams("weights")))
+        fitted = fit(
+            part,
+            make,
+            recipe=recipe,
+            defenses=defenses,
+            streams=streams,
+            architectures=self.architectures,
+            checkpoint=self.checkpoint / label if self.checkpoint else None,
+            progress=self.progress,
+            what=name,
+        )
+        if file is not None:
+            write_tensors(file, fitted.model.state_dict(), {"format": PROBE, "seconds": fitted.seconds})
+        return fitted.model
+
+    def _other(self, architecture: str) -> MakeModel:
+        make = self.architectures
+        if make is None:
+            raise ValueError(f"a defense asks for a proxy network {architecture!r}: pass fit(..., architectures=...), "
+                             "which makes one by its name")  # fmt: skip
+        return lambda generator: make(architecture, generator)
+
+    def _found(self, file: Path, model: nn.Module) -> nn.Module:
+        tensors, header = read_tensors(file)
+        if header.get("format") != PROBE:
+            raise ValueError(f"{file} is not a probe of ours: delete it")
+        model.load_state_dict(tensors)
+        if self.run is not None:
+            self.run.shared_seconds += cast(float, header["seconds"])
+        return model.to(device=self.data.device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+
+
+PROBE = "friends-probe-1"
 
 
 def _epoch(
