@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,6 +47,7 @@ class Lab:
     progress: Progress = silent
     download: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    _reserve: LabeledImages | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         file = self.out / "times.json"
@@ -76,13 +77,30 @@ class Lab:
             test,
             classes=spec.classes or None,
             n_train=wanted,
-            n_test=spec.test,
+            n_test=None if spec.test is None else spec.test + (spec.reserve or 0),
             streams=self.streams.child("data"),
         )
+        test, self._reserve = self._set_apart(test)
         train = pool
         if spec.train is not None and spec.train < len(pool):
             train = pool.sample(spec.train, self.streams("data", "train"))
         return train.to(self.device), test.to(self.device), pool.to(self.device)
+
+    def _set_apart(self, test: LabeledImages) -> tuple[LabeledImages, LabeledImages | None]:
+        """The test images that remain, and the clean reserve."""
+        reserve = self.trial.data.reserve
+        if reserve is None:
+            return test, None
+        if reserve >= len(test):
+            raise ValueError(f"a reserve of {reserve} leaves none of the {len(test)} test images of {test.name}")
+        order = torch.randperm(len(test), generator=self.streams("data", "reserve"))
+        rest, apart = order[reserve:].sort().values, order[:reserve].sort().values
+        return test.rows(rest), test.rows(apart, f"{test.name}, reserve").to(self.device)
+
+    def reserve_for(self, defenses: Sequence[Defense]) -> LabeledImages | None:
+        """The clean reserve, if one of these defenses is entitled to it; others never see it."""
+        _ = self.data
+        return self._reserve if any(defense.about.clean for defense in defenses) else None
 
     def sizes(self, goal: Goal) -> Sizes:
         """How large the task of the attacker of a goal is."""
@@ -137,6 +155,8 @@ class Lab:
                 f"arm {arm!r}: a store fits the images that it was made for, but a trial makes its poisoned images "
                 "itself; use a store with fit(), or leave it out"
             )
+        if defense.proxy is not None and defense.proxy not in models.MODELS:
+            raise ValueError(f"arm {arm!r}: unknown proxy {defense.proxy!r}; choose one of {', '.join(models.MODELS)}")
         try:
             defense.refuse_length(self.trial.recipe.epochs)
         except ValueError as error:
@@ -173,6 +193,9 @@ class Lab:
             recipe=recipe,
             defenses=defenses,
             streams=streams,
+            clean=self.reserve_for(defenses),
+            architectures=self.another,
+            probes=self.out / "work" / "probes" if resumable else None,
             watch=watch,
             checkpoint=self.out / "work" / name if resumable else None,
             progress=self.progress,
@@ -189,6 +212,16 @@ class Lab:
             classes=len(train.classes),
             moments=(train if self.trial.scenario == "scratch" else pool).moments,
             width=spec.width,
+            generator=generator,
+        )
+
+    def another(self, architecture: str, generator: torch.Generator) -> nn.Module:
+        """A new network of another architecture, at that one's own width."""
+        return models.build(
+            architecture,
+            shape=self.data[0].shape,
+            classes=len(self.data[0].classes),
+            moments=self.data[0].moments,
             generator=generator,
         )
 

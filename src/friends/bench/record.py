@@ -43,6 +43,13 @@ class Arm:
         seconds: training time of all models of the arm together.
         confidence: per goal, the final softmax probability of the wanted class (its mean over a backdoor's images).
         succeeded: per goal, whether the attack succeeded (with several images or victims: on more than half).
+        selective: clean accuracy of each model among the images that it answered; empty where none abstains.
+        refused: per goal, the share of its images, over all its victims, that the pipeline refused to answer; such an
+            image is no success of the attack. Empty where none abstains.
+        removed: for each model, the training rows that the defenses judged to be poison; empty where none was.
+        caught: for each model, how many of these rows are poison.
+        shared: seconds of ``seconds`` that were not spent again, since a probe had been trained for another arm.
+        told: what the defenses are told about the attack, and whether they see clean images; empty for nothing.
         rates: per goal, the share of its images, over all its victims, that the attack won; empty where every goal has
             one image and one victim, since ``succeeded`` says it.
         history: per goal, one mapping per epoch with any of ``epoch``, ``loss``, ``lr``, ``seconds``, ``accuracy``,
@@ -67,6 +74,12 @@ class Arm:
     abstained: int = 0
     notes: str = ""
     rates: tuple[float, ...] = ()
+    selective: tuple[float, ...] = ()
+    refused: tuple[float, ...] = ()
+    removed: tuple[int, ...] = ()
+    caught: tuple[int, ...] = ()
+    shared: float = 0.0
+    told: str = ""
 
     def __post_init__(self) -> None:
         goals = len(self.succeeded)
@@ -96,6 +109,25 @@ class Arm:
         values = (value for epochs in self.history for epoch in epochs for value in epoch.values())
         if not all(math.isfinite(value) for value in values):
             self._fail("its history holds a number that is not finite")
+        self._check_defended()
+
+    def _check_defended(self) -> None:
+        """Refuse numbers of abstentions and removals that contradict the others."""
+        models, goals = len(self.accuracies), len(self.succeeded)
+        for what, values, wanted in (
+            ("selective accuracies", self.selective, models),
+            ("refusals", self.refused, goals),
+            ("removals", self.removed, models),
+            ("caught poisons", self.caught, len(self.removed)),
+        ):
+            if len(values) not in (0, wanted):
+                self._fail(f"{len(values)} {what} for {models} models and {goals} goals")
+        if not all(0 <= value <= 1 for value in (*self.selective, *self.refused)):
+            self._fail(f"selective and refused must be in [0, 1], not {self.selective} and {self.refused}")
+        if any(not 0 <= c <= r for c, r in zip(self.caught, self.removed, strict=False)):
+            self._fail(f"caught {self.caught} of {self.removed} removed rows")
+        if not 0 <= self.shared <= self.seconds + 1e-6:
+            self._fail(f"{self.shared} shared seconds of {self.seconds}")
 
     def _fail(self, what: str) -> None:
         raise ValueError(f"arm {self.name!r}: {what}")

@@ -7,6 +7,7 @@ both, because class names come from data that nobody can trust.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,13 +138,37 @@ def caveats(report: Report) -> list[str]:
             "that much is plain error, not attack."
         )
     found += [
-        f"{label(arm.name)} refused to answer {arm.abstained:,} clean test images; each counts as wrong."
+        f"{label(arm.name)} refused to answer {arm.abstained:,} clean test images; each counts as wrong. "
+        f"Of those that it answered, {percent(_average(arm.selective or arm.accuracies))} are right."
         for arm in report.arms
         if arm.abstained
+    ]
+    found += [f"{label(arm.name)} is told: {arm.told}." for arm in report.arms if arm.told]
+    found += [f"{label(arm.name)} {_removed(report, arm)}" for arm in report.arms if arm.removed]
+    found += [
+        f"{label(arm.name)} used probes that were trained for other arms; its time counts their "
+        f"{duration(arm.shared / len(arm.accuracies))} a model as if it had trained them."
+        for arm in report.arms
+        if arm.shared
     ]
     if report.scaled_down:
         found.append(f"Scaled down: {report.scaled_down.rstrip('. ')}.")
     return found
+
+
+def _average(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _removed(report: Report, arm: Arm) -> str:
+    """How much a defense removed, and how much of it was poison."""
+    removed, caught, models = sum(arm.removed), sum(arm.caught), len(arm.removed)
+    poisons = int(str(report.attack["poisons"])) * models
+    precise = percent(caught / removed) if removed else "none"
+    return (
+        f"removed {removed / models:,.0f} training images a model, {precise} of them poison: "
+        f"{percent(caught / poisons)} of the poisons."
+    )
 
 
 def _fixed_pair(report: Report) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,10 +35,12 @@ from friends.bench.trial import ArmSpec, Trial
 from friends.bench.victims import control, poisons, victim
 from friends.data.files import owned, write_json
 from friends.data.poisoned import Goal
+from friends.training.defense import Defense
 from friends.training.evaluate import predict
 from friends.types import Progress, silent
 
 NOISE = "friendly noise seconds"
+STRENGTHS = ("eps", "xi", "zeta", "mu")
 UNDEFENDED = ArmSpec(name="undefended")
 
 
@@ -241,7 +244,40 @@ def _arm(arm: ArmSpec, rows: list[dict[str, Any]], victims: int) -> Arm:
         rates=rates,
         history=tuple(tuple(row["history"]) for row in rows[::victims]),
         abstained=sum(int(row["abstained"]) for row in rows),
+        told=told(arm.defenses),
+        shared=sum(float(row.get("shared", 0)) for row in rows),
+        **_defended(rows, victims),
     )
+
+
+def _defended(rows: list[dict[str, Any]], victims: int) -> dict[str, Any]:
+    """What the models of an arm refused to answer and removed, where they did."""
+    found: dict[str, Any] = {}
+    refused = [int(part) for row in rows for part in row.get("refused", [0] * len(row["hits"]))]
+    images = [int(part) for row in rows for part in row["images"]]
+    if any(refused) or any(row["abstained"] for row in rows):
+        goals = range(0, len(refused), victims)
+        found["refused"] = tuple(sum(refused[g : g + victims]) / sum(images[g : g + victims]) for g in goals)
+        found["selective"] = tuple(float(row["selective"]) for row in rows)
+    removed = [row["removed"] for row in rows if row.get("removed") is not None]
+    if any(part[0] for part in removed):
+        found["removed"] = tuple(int(part[0]) for part in removed)
+        found["caught"] = tuple(int(part[1]) for part in removed)
+    return found
+
+
+def told(defenses: Sequence[Defense]) -> str:
+    """What some defenses are told about the attack, in words: "budget 0.01; clean images"."""
+    parts = [f"{name} {printed(name, value)}" for defense in defenses for name, value in defense.told().items()]
+    parts += ["clean images"] if any(defense.about.clean for defense in defenses) else []
+    return "; ".join(dict.fromkeys(parts))
+
+
+def printed(name: str, value: object) -> str:
+    """A setting as papers print it: strengths in pixel units as n/255."""
+    if isinstance(value, float) and name in STRENGTHS:
+        return f"{value * 255:g}/255"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _control_arm(rows: list[dict[str, Any]], n: int) -> Arm:

@@ -74,12 +74,12 @@ def _row(name: str, reports: Sequence[Report]) -> str:
     models = sum(len(arm.accuracies) for arm in arms)
     seconds = sum(arm.seconds for arm in arms) / models
     return (
-        f"| {name} | {_success(k, n, rates)} | {100 * low:.0f}\u2013{100 * high:.0f} % | {p} | {100 * mean:.1f} % | "
-        f"{spread} | {sum(confidence) / len(confidence):.2f} | {seconds:.1f} | {models} |"
+        f"| {name} | {success_text(k, n, rates)} | {100 * low:.0f}\u2013{100 * high:.0f} % | {p} | "
+        f"{100 * mean:.1f} % | {spread} | {sum(confidence) / len(confidence):.2f} | {seconds:.1f} | {models} |"
     )
 
 
-def _success(k: int, n: int, rates: Sequence[float]) -> str:
+def success_text(k: int, n: int, rates: Sequence[float]) -> str:
     """Such as 7/8, or for goals of many images the mean over the goals: 71.3 % of 8 x 500."""
     if n == len(rates):
         return f"{k}/{n}"
@@ -87,8 +87,8 @@ def _success(k: int, n: int, rates: Sequence[float]) -> str:
     return f"{100 * math.fsum(rates) / len(rates):.1f} % of {len(rates)} \u00d7 {each}"
 
 
-def page(reports: Sequence[Report]) -> str:
-    """The table with what a reader must know of the runs behind it."""
+def page(reports: Sequence[Report], table: str | None = None) -> str:
+    """A table of runs (by default that of all arms) with what a reader must know of the runs behind it."""
     first = reports[0]
     attack = first.attack
     xi = "unbounded" if attack["xi"] is None else _bound(first)
@@ -102,7 +102,7 @@ def page(reports: Sequence[Report]) -> str:
         f"{attack['poisons']} poisons.",
         *([f"\nScaled down: {first.scaled_down}."] if first.scaled_down else []),
         "",
-        pooled_table(reports),
+        pooled_table(reports) if table is None else table,
         f"Device: {first.device}, {first.threads} thread(s); torch {first.versions.get('torch', '?')}; "
         f"commits {', '.join(sorted({r.commit for r in reports}))}. "
         "`clean` is the control: models trained on clean data, asked about the same targets.",
@@ -141,7 +141,7 @@ def _overview_row(reports: Sequence[Report], names: Sequence[str]) -> str:
             continue
         rates = [rate for arm in arms for rate in arm.rates]
         low, high = wilson(math.fsum(rates), len(rates))
-        text = _success(sum(arm.successes for arm in arms), sum(arm.n for arm in arms), rates)
+        text = success_text(sum(arm.successes for arm in arms), sum(arm.n for arm in arms), rates)
         cells.append(f"{text}, {100 * low:.0f}\u2013{100 * high:.0f} %")
         if name != CLEAN:
             means.append(f"{100 * sum(arm.accuracy for arm in arms) / len(arms):.1f}")
@@ -192,17 +192,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pool runs that differ in their seed alone.")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, or result files (.jsonl)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="result files to write, without the ending")
+    parser.add_argument(
+        "--compare", action="store_true", help="a table of defenses, with their knowledge and their cost"
+    )
     given = parser.parse_args()
     if all(run.suffix == ".jsonl" for run in given.runs):
         text = overview([read_records(run) for run in given.runs])
         write_text(given.out.with_suffix(".md"), text)
         print(text)  # noqa: T201
         return
-    read = (portable(Report.read(folder / "record.json")) for folder in given.runs)
-    reports = sorted(read, key=lambda r: r.seed)
-    text = page(reports)
-    write_text(given.out.with_suffix(".jsonl"), "".join(report.as_line() + "\n" for report in reports))
-    write_text(given.out.with_suffix(".md"), text)
+    reports = read_runs(given.runs)
+    publish(reports, page(reports), given.out)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Report]:
+    """The records of some run folders, in the order of their seeds, without paths of this machine."""
+    return sorted((portable(Report.read(folder / "record.json")) for folder in folders), key=lambda r: r.seed)
+
+
+def publish(reports: Sequence[Report], text: str, out: Path) -> None:
+    """Write records and page of some runs, and print the page."""
+    write_text(out.with_suffix(".jsonl"), "".join(report.as_line() + "\n" for report in reports))
+    write_text(out.with_suffix(".md"), text)
     print(text)  # noqa: T201
 
 

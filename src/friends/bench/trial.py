@@ -19,7 +19,7 @@ from friends.attacks.base import Attack
 from friends.data.augment import Augment
 from friends.defenses import DEFENSES
 from friends.noise.friendly import PAPER, RELEASED, FriendlySettings
-from friends.training.defense import Defense
+from friends.training.defense import Defense, check_composition
 from friends.training.recipe import RECIPES, Recipe
 
 if sys.version_info >= (3, 11):
@@ -41,6 +41,8 @@ class DataSpec:
         train: number of training images, a seeded subsample balanced over the classes; all by default.
         test: number of test images, likewise.
         size: side to which images are resized, for sources of mixed sizes.
+        reserve: test images set apart, by a seeded draw, as the clean images that some defenses need. They are
+            neither trained on by others nor tested on, and no goal has one of them.
     """
 
     source: str
@@ -48,6 +50,11 @@ class DataSpec:
     train: int | None = None
     test: int | None = None
     size: int | None = None
+    reserve: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.reserve is not None and self.reserve < 1:
+            raise ValueError(f"a reserve has at least one image, not {self.reserve}: leave it out for none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +200,25 @@ class Trial:
         if self.victims < 1:
             raise ValueError(f"at least one victim is trained on the poisons of a goal, not {self.victims}")
         self._check_aim()
+        for arm in self.arms:
+            self._check_arm(arm)
+
+    def _check_arm(self, arm: ArmSpec) -> None:
+        """Refuse defenses that are not defined for the attack, do not compose, or lack the images that they need."""
+        aim = self.attack.about.aim
+        for defense in arm.defenses:
+            about = defense.about
+            if aim not in about.aims:
+                known = " and ".join(f"a {other}" for other in about.aims)
+                raise ValueError(f"arm {arm.name!r}: {about.title} is defined for {known}, not for a {aim} "
+                                 f"such as {self.attack.about.title}'s: its result would be n/a")  # fmt: skip
+            if about.clean and self.data.reserve is None:
+                raise ValueError(f"arm {arm.name!r}: {about.title} needs clean images: set reserve in [data], the "
+                                 "number of test images to set apart")  # fmt: skip
+        try:
+            check_composition(arm.defenses)
+        except ValueError as error:
+            raise ValueError(f"arm {arm.name!r}: {error}") from None
 
     def _check_aim(self) -> None:
         """Refuse goals of another kind than the attack's."""

@@ -23,7 +23,7 @@ from friends.data.poisoned import Goal, PoisonedDataset
 from friends.defenses.friends import Friends
 from friends.models.saved import save
 from friends.noise.random import RandomNoise, random_noise
-from friends.training.evaluate import accuracy, confidence, success
+from friends.training.evaluate import Removal, accuracy, confidence, removal, verdict
 from friends.training.fit import Fitted
 
 SHOWN = 6
@@ -125,7 +125,7 @@ def victim(lab: Lab, g: int, v: int, arm: ArmSpec, poisoned: PoisonedDataset) ->
     if g == 0 and v == 0:
         _keep_model(lab, fitted.model, arm.name)
         _keep_exhibit(lab, poisoned, arm, fitted)
-    return _judge(lab, file, name, fitted, [poisoned.goal])
+    return _judge(lab, file, name, fitted, [poisoned.goal], removal(fitted.removed, poisoned.poison_idx))
 
 
 def control(lab: Lab, c: int, goals: Sequence[Goal]) -> dict[str, Any]:
@@ -139,23 +139,30 @@ def control(lab: Lab, c: int, goals: Sequence[Goal]) -> dict[str, Any]:
     fitted = lab.fit(lab.data[0], lab.make_victim, name, lab.trial.recipe, streams, watch=watch)
     if c == 0:
         _keep_model(lab, fitted.model, "clean")
-    return _judge(lab, file, name, fitted, goals)
+    return _judge(lab, file, name, fitted, goals, None)
 
 
 def _read(file: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
 
 
-def _judge(lab: Lab, file: Path, name: str, fitted: Fitted, goals: Sequence[Goal]) -> dict[str, Any]:
+def _judge(
+    lab: Lab, file: Path, name: str, fitted: Fitted, goals: Sequence[Goal], removed: Removal | None
+) -> dict[str, Any]:
     """Write down how a model fares; from then on its checkpoint is not needed."""
     clean = accuracy(fitted.predictor, lab.data[1])
+    verdicts = [verdict(fitted.predictor, goal, lab.device) for goal in goals]
     outcome = {
-        "hits": [int(success(fitted.predictor, goal, lab.device).sum()) for goal in goals],
+        "hits": [int(hit.sum()) for hit, _ in verdicts],
+        "refused": [int(refused.sum()) for _, refused in verdicts],
         "images": [len(goal) for goal in goals],
         "confidence": [float(confidence(fitted.model, goal, lab.device).mean()) for goal in goals],
         "accuracy": clean.strict,
+        "selective": clean.selective,
         "abstained": clean.abstained,
-        "seconds": fitted.seconds,
+        "removed": None if removed is None else [removed.removed, removed.caught, removed.poisons],
+        "seconds": fitted.seconds + fitted.shared_seconds,
+        "shared": fitted.shared_seconds,
         "history": [{what: float(f"{value:.6g}") for what, value in line.items()} for line in fitted.history],
     }
     write_json(file, outcome)

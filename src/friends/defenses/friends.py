@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from friends.data.images import LabeledImages
 from friends.noise.friendly import RELEASED, FriendlySettings
@@ -40,10 +40,15 @@ class Friends(Defense):
         settings: how friendly noise is optimised; its ``zeta`` is replaced by this one's.
         store: take the friendly noise from this store, made with any proxy model, instead of generating it. It
             must have been made for exactly the data that is trained on.
+        proxy: make the friendly noise with another architecture, by its name, that is trained for it on the same data
+            (Table 6 of the paper); ``fit`` must be told how to make one (``architectures``).
+        proxy_epochs: how long that one is trained; the paper has 5.
+        proxy_lr: its learning rate; None is the recipe's, which AlexNet and LeNet hardly bear.
 
     Raises:
-        ValueError: a strength outside [0, 1], an unknown distribution, a negative ``def_epoch``; at the start of
-            training, a store that does not fit the data, or a ``def_epoch`` that is never reached.
+        ValueError: a strength outside [0, 1], an unknown distribution, a negative ``def_epoch``, both a store and a
+            proxy; at the start of training, a store that does not fit the data, or a ``def_epoch`` that is never
+            reached.
     """
 
     zeta: float = 16 / 255
@@ -52,6 +57,9 @@ class Friends(Defense):
     def_epoch: int = 5
     settings: FriendlySettings = RELEASED
     store: str | None = None
+    proxy: str | None = None
+    proxy_epochs: int = 5
+    proxy_lr: float | None = None
 
     about: ClassVar[About] = About(
         title="FRIENDS",
@@ -65,6 +73,11 @@ class Friends(Defense):
             raise ValueError(f"zeta is at most 127/255, not {self.zeta * 255:g}/255")
         if self.def_epoch < 0:
             raise ValueError(f"def_epoch is counted from 0, not {self.def_epoch}")
+        if self.store is not None and self.proxy is not None:
+            raise ValueError(f"friendly noise comes from a store or from a proxy, not from {self.store!r} and "
+                             f"{self.proxy!r}")  # fmt: skip
+        if self.proxy_epochs < 1 or (self.proxy_lr is not None and not 0 < self.proxy_lr < float("inf")):
+            raise ValueError(f"proxy_epochs >= 1 and proxy_lr > 0 expected, not {self.proxy_epochs}, {self.proxy_lr}")
 
     def before_training(self, data: LabeledImages, run: Run) -> None:
         """Refuse what could not work before any time is spent."""
@@ -98,7 +111,7 @@ class Friends(Defense):
             return
         clock = time.perf_counter()
         kept["friendly"] = grey_noise(
-            run.model,
+            self._maker(run),
             run.data.x,
             torch.arange(len(run.data)),
             replace(self.settings, zeta=self.zeta),
@@ -108,6 +121,12 @@ class Friends(Defense):
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)
         run.remarks["friendly noise seconds"] = time.perf_counter() - clock
+
+    def _maker(self, run: Run) -> nn.Module:
+        """The model whose output friendly noise does not change."""
+        if self.proxy is None:
+            return run.model
+        return run.probe(name="proxy", architecture=self.proxy, epochs=self.proxy_epochs, lr=self.proxy_lr)
 
     def pixels(self, x: Float[Tensor, "b c h w"], idx: Int64[Tensor, " b"], run: Run) -> Float[Tensor, "b c h w"]:
         """Add both noises to a batch."""

@@ -40,7 +40,8 @@ from friends.modules import logits_of
 from friends.training.recipe import Recipe
 from friends.types import ABSTAIN, Progress, Streams, silent
 
-__all__ = ["ABSTAIN", "About", "Defense", "Predictor", "Probe", "Run", "Trait", "argmax_predictor", "check_together"]
+__all__ = ["ABSTAIN", "About", "Defense", "Predictor", "Probe", "Run", "Trait", "argmax_predictor", "check_clean",
+           "check_composition"]  # fmt: skip
 
 Trait = Literal["mixes", "repeats", "drops", "phases", "crafts", "private"]
 """What a defense does to a training that others must know: it mixes images of a batch (and gives soft labels), repeats
@@ -244,17 +245,25 @@ def argmax_predictor(model: nn.Module) -> Predictor:
     return predict
 
 
-def check_together(defenses: Sequence[Defense], clean: LabeledImages | None) -> None:
-    """Raise ``ValueError``, with the reason, if defenses do not compose or lack the clean images that they need."""
+def check_composition(defenses: Sequence[Defense]) -> None:
+    """Raise ``ValueError``, with the reason, if these defenses, in this order, do not compose."""
     for i, defense in enumerate(defenses):
+        if any(other is defense for other in defenses[:i]):
+            raise ValueError(f"{defense!r} is listed twice: it would share one memory and draw the same noise")
         about = defense.about
-        if about.clean and (clean is None or len(clean) == 0):
-            raise ValueError(f"{about.title} needs clean images that are not trained on: pass fit(..., clean=...), or "
-                             "set reserve in [data] of a trial")  # fmt: skip
         for j, other in enumerate(defenses):
-            if j == i:
-                continue
-            reasons = {**about.clashes, **(about.not_after if j < i else {})}
+            reasons = {**about.clashes, **(about.not_after if j < i else {})} if j != i else {}
             for trait in sorted(other.about.traits & reasons.keys()):
-                after = "" if trait in about.clashes else " in this order"
-                raise ValueError(f"{about.title} and {other.about.title} do not compose{after}: {reasons[trait]}")
+                how = "" if trait in about.clashes else " in this order"
+                raise ValueError(f"{about.title} and {other.about.title} do not compose{how}: {reasons[trait]}")
+    own = [defense for defense in defenses if type(defense).loss is not Defense.loss]
+    if len(own) > 1:
+        raise ValueError(f"{own[0]!r} and {own[1]!r} both replace the loss: they do not compose")
+
+
+def check_clean(defenses: Sequence[Defense], clean: LabeledImages | None) -> None:
+    """Raise ``ValueError`` if a defense needs clean images and there are none."""
+    for defense in defenses:
+        if defense.about.clean and (clean is None or len(clean) == 0):
+            raise ValueError(f"{defense.about.title} needs clean images that are not trained on: pass "
+                             "fit(..., clean=...)")  # fmt: skip

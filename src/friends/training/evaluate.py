@@ -43,6 +43,37 @@ class Accuracy:
         return self.correct / answered if answered else 0.0
 
 
+@dataclass(frozen=True)
+class Removal:
+    """What a defense removed from the training data, against what was poison. Only the judge knows the latter.
+
+    Args:
+        removed: rows removed.
+        caught: poisons among them.
+        poisons: poisons there were.
+    """
+
+    removed: int
+    caught: int
+    poisons: int
+
+    @property
+    def precision(self) -> float:
+        """Poisons among the removed rows; 0 if none was removed."""
+        return self.caught / self.removed if self.removed else 0.0
+
+    @property
+    def recall(self) -> float:
+        """Removed rows among the poisons; 0 if there is none."""
+        return self.caught / self.poisons if self.poisons else 0.0
+
+
+def removal(removed: Bool[Tensor, " n"], poison_idx: Int64[Tensor, " p"]) -> Removal:
+    """Compare the rows that a defense removed (``Fitted.removed``) with those that are poison."""
+    caught = int(removed.cpu()[poison_idx.cpu()].sum())
+    return Removal(int(removed.sum()), caught, len(poison_idx))
+
+
 def predict(predictor: Predictor, x: Tensor, *, batch: int = BATCH) -> Int64[Tensor, " n"]:
     """Predictions, on the CPU, for bytes or pixels ``(n, c, h, w)``, batch by batch."""
     parts = [predictor(part.float() / 255 if part.dtype == torch.uint8 else part).cpu() for part in x.split(batch)]
@@ -63,7 +94,15 @@ def success(predictor: Predictor, goal: Goal, device: torch.device | str = "cpu"
     Being merely wrong is no success, and neither is an abstention. The images are shown as they are: not augmented,
     without noise. Measure it after the last epoch; a targeted attack has one image, so this is its 0 or 1.
     """
-    return predict(predictor, goal.x.to(device)) == goal.y_wanted.cpu()
+    return verdict(predictor, goal, device)[0]
+
+
+def verdict(
+    predictor: Predictor, goal: Goal, device: torch.device | str = "cpu"
+) -> tuple[Bool[Tensor, " m"], Bool[Tensor, " m"]]:
+    """For each image of the goal, whether the attack succeeds (as :func:`success` says), and whether it is refused."""
+    answer = predict(predictor, goal.x.to(device))
+    return answer == goal.y_wanted.cpu(), answer == ABSTAIN
 
 
 def confidence(model: nn.Module, goal: Goal, device: torch.device | str = "cpu") -> Float[Tensor, " m"]:

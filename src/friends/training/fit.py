@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from friends.data.files import read_tensors, write_tensors
 from friends.data.images import LabeledImages
 from friends.training.checkpoint import Checkpoint
-from friends.training.defense import Defense, Predictor, Run, argmax_predictor, check_together
+from friends.training.defense import Defense, Predictor, Run, argmax_predictor, check_clean, check_composition
 from friends.training.recipe import Recipe, sgd
 from friends.types import Progress, Streams, silent
 
@@ -108,8 +108,9 @@ def fit(
     """
     if len(data) == 0:
         raise ValueError(f"no image to train on in {data!r}")
+    check_composition(defenses)
+    check_clean(defenses, clean)
     minimised = _loss_of(defenses)
-    check_together(defenses, clean)
     probe = _Prober(data, make_model, recipe, streams, architectures, probes, checkpoint, progress)
     run = _start(data, make_model, recipe, defenses, streams, clean, probe, progress)
     probe.run = run
@@ -212,17 +213,18 @@ class _Prober:
         file = self.folder / f"{label}.safetensors" if self.folder else None
         if file is not None and file.exists():
             return self._found(file, make(streams("weights")))
-        fitted = fit(
-            part,
-            make,
-            recipe=recipe,
-            defenses=defenses,
-            streams=streams,
-            architectures=self.architectures,
-            checkpoint=self.checkpoint / label if self.checkpoint else None,
-            progress=self.progress,
-            what=name,
-        )
+        with torch.enable_grad():  # a defense may ask from within no_grad
+            fitted = fit(
+                part,
+                make,
+                recipe=recipe,
+                defenses=defenses,
+                streams=streams,
+                architectures=self.architectures,
+                checkpoint=self.checkpoint / label if self.checkpoint else None,
+                progress=self.progress,
+                what=name,
+            )
         if file is not None:
             write_tensors(file, fitted.model.state_dict(), {"format": PROBE, "seconds": fitted.seconds})
         return fitted.model
@@ -334,12 +336,7 @@ def _watched(watch: Watch, run: Run) -> dict[str, float]:
 
 def _loss_of(defenses: Sequence[Defense]) -> Defense:
     """The one defense whose loss is minimised."""
-    for i, defense in enumerate(defenses):
-        if any(other is defense for other in defenses[:i]):
-            raise ValueError(f"{defense!r} is listed twice: it would share one memory and draw the same noise")
     own = [defense for defense in defenses if type(defense).loss is not Defense.loss]
-    if len(own) > 1:
-        raise ValueError(f"{own[0]!r} and {own[1]!r} both replace the loss: they do not compose")
     return own[0] if own else Defense()
 
 
