@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from friends.data.images import LabeledImages
-from friends.defenses import DEFENSES, Friends
+from friends.defenses import DEFENSES, ActivationClustering, DeepKNN, Friends, NeuralCleanse, SpectralSignatures, Strip
+from friends.defenses.abl import ABL
+from friends.defenses.adversarial_poisoning import AdversarialPoisoning
+from friends.defenses.adversarial_training import AdversarialTraining
+from friends.defenses.dp_sgd import DPSGD
+from friends.defenses.epic import Epic
+from friends.defenses.strong_augmentation import CutMix, Cutout, DPInstaHide, MaxUp, Mixup
 from friends.models import build
 from friends.training import Defense, Recipe, fit
 from friends.types import Streams
@@ -16,10 +22,44 @@ from interrupting import Stop, stop_at
 
 RECIPE = Recipe(epochs=4, batch=64, lr=0.05)
 
-SMALL: dict[str, Defense] = {"friends": Friends(def_epoch=1)}
+SMALL: dict[str, Defense] = {
+    "friends": Friends(def_epoch=1),
+    "adversarial-poisoning": AdversarialPoisoning(steps=2),
+    "adversarial-training": AdversarialTraining(steps=2),
+    "abl": ABL(isolate=0.1),
+    "mixup": Mixup(),
+    "cutmix": CutMix(),
+    "cutout": Cutout(),
+    "maxup": MaxUp(copies=2, warmup=1),
+    "dp-instahide": DPInstaHide(),
+    "deep-knn": DeepKNN(k=10),
+    "spectral-signatures": SpectralSignatures(budget=0.05),
+    "activation-clustering": ActivationClustering(reduction="pca", decide="silhouette", separation=0.3),
+    "dp-sgd": DPSGD(),
+    "epic": Epic(share=0.3, interval=1),
+    "strip": Strip(overlays=10, frr=0.3),
+    "neural-cleanse": NeuralCleanse(steps=3, per_update=20, reach=0.2, anomaly=0.5, epochs=1),
+}
 """Each defense with settings that act within the few epochs of these tests."""
 
-ZERO: dict[str, Defense] = {"friends": Friends(zeta=0, mu=0)}
+ZERO: dict[str, Defense] = {
+    "friends": Friends(zeta=0, mu=0),
+    "adversarial-poisoning": AdversarialPoisoning(fraction=0),
+    "adversarial-training": AdversarialTraining(eps=0),
+    "abl": ABL(isolate=0, turning_epoch=0),
+    "mixup": Mixup(ways=1),
+    "cutmix": CutMix(p=0),
+    "cutout": Cutout(size=0),
+    "maxup": MaxUp(copies=1),
+    "dp-instahide": DPInstaHide(ways=1, scale=0),
+    "deep-knn": DeepKNN(k=0),
+    "spectral-signatures": SpectralSignatures(budget=0),
+    "activation-clustering": ActivationClustering(decide="relative", share=0),
+    "dp-sgd": DPSGD(clip=float("inf"), sigma=0),
+    "epic": Epic(share=0),
+    "strip": Strip(frr=0),
+    "neural-cleanse": NeuralCleanse(steps=3, epochs=0),
+}
 """Each defense at the strength at which it must do nothing."""
 
 

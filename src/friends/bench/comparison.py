@@ -9,6 +9,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from friends.attacks import ATTACKS
 from friends.bench.record import CLEAN, UNDEFENDED, Arm, Report
@@ -48,11 +49,16 @@ def undefined(report: Report) -> list[tuple[str, str]]:
     """The defenses that are not defined for the attack of a run, and why."""
     kinds = {attack.__name__: attack.about.aim for attack in ATTACKS.values()}
     aim = kinds.get(str(report.attack["name"]), "")
-    return [
-        (name, f"n/a: for {' and '.join(defense.about.aims)}s only")
-        for name, defense in DEFENSES.items()
-        if aim and aim not in defense.about.aims
-    ]
+    found: list[tuple[str, str]] = []
+    classes = report.data.get("classes")
+    count = len(cast("list[object]", classes)) if isinstance(classes, list) else 0
+    for name, defense in DEFENSES.items():
+        about = defense.about
+        if aim and aim not in about.aims:
+            found.append((name, f"n/a: for {' and '.join(about.aims)}s only"))
+        elif 0 < count < about.classes:
+            found.append((name, f"n/a: for {about.classes} classes or more"))
+    return found
 
 
 def saving(reports: Sequence[Report]) -> str:

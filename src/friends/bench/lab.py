@@ -133,6 +133,9 @@ class Lab:
         self._check_augmentation()
         for arm in self.trial.arms:
             for defense in arm.defenses:
+                if len(train.classes) < defense.about.classes:
+                    raise ValueError(f"arm {arm.name!r}: {defense.about.title} is defined for {defense.about.classes} "
+                                     f"classes or more, and the data have {len(train.classes)}")  # fmt: skip
                 if isinstance(defense, Friends):
                     self._check_friends(arm.name, defense)
         self.build(torch.Generator())  # an unknown network, or one that does not fit the images

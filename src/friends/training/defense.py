@@ -43,10 +43,11 @@ from friends.types import ABSTAIN, Progress, Streams, silent
 __all__ = ["ABSTAIN", "About", "Defense", "Predictor", "Probe", "Run", "Trait", "argmax_predictor", "check_clean",
            "check_composition"]  # fmt: skip
 
-Trait = Literal["mixes", "repeats", "drops", "phases", "crafts", "private"]
+Trait = Literal["mixes", "repeats", "drops", "phases", "crafts", "private", "abstains"]
 """What a defense does to a training that others must know: it mixes images of a batch (and gives soft labels), repeats
 them, drops rows while training goes on, changes phase (loss, rows, optimizer), crafts perturbations with the model in
-the middle of a step, or bounds what a single image can do (differential privacy)."""
+the middle of a step, bounds what a single image can do (differential privacy), or wraps the predictor in one that
+abstains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class About:
         aims: attacks that it is defined for: ``"target"``, single images as they are, ``"backdoor"``, a trigger.
         told: the settings that are knowledge about the attack, such as ``("budget",)``; shown in every table.
         clean: whether it needs a reserve of clean images outside the training data.
+        classes: it is defined for data of at least so many classes.
         traits: what it does to a training.
         clashes: traits of other defenses that it does not compose with, and why.
         not_after: likewise, where the other one is listed before it.
@@ -69,6 +71,7 @@ class About:
     aims: tuple[str, ...] = ("target", "backdoor")
     told: tuple[str, ...] = ()
     clean: bool = False
+    classes: int = 2
     traits: frozenset[Trait] = frozenset()
     clashes: Mapping[Trait, str] = field(default_factory=dict[Trait, str])
     not_after: Mapping[Trait, str] = field(default_factory=dict[Trait, str])
