@@ -63,7 +63,7 @@ def test_its_links_and_commands_exist() -> None:
 
 
 def test_every_document_has_no_dead_link() -> None:
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in (ROOT / "docs").rglob("*.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 

@@ -70,7 +70,9 @@ def test_defenses_that_are_not_defined_are_na_and_not_left_out(report: Report) -
     assert reasons["strip"] == reasons["neural-cleanse"] == "n/a: for backdoors only"
     assert cells(comparison([targeted]), "strip")[1] == "n/a: for backdoors only"
     backdoor = replace(report, attack={**report.attack, "name": "SleeperAgent"})
-    assert undefined(backdoor) == []
+    assert dict(undefined(backdoor)) == {"neural-cleanse": "n/a: for 3 classes or more"}  # these data have two
+    ten = replace(backdoor, data={**backdoor.data, "classes": list("0123456789")})
+    assert undefined(ten) == []
 
 
 def test_runs_of_other_settings_are_not_mixed(report: Report) -> None:

@@ -217,6 +217,12 @@ def test_a_report_refuses_what_json_cannot_hold() -> None:
         ({"seconds": float("inf")}, "must be finite"),
         ({"history": (({"loss": float("inf")},),)}, "history holds a number that is not finite"),
         ({"history": ((),) * 9}, "9 histories for 8 goals"),
+        ({"selective": (0.9,)}, "1 selective accuracies for 8 models"),
+        ({"refused": (0.5,) * 3}, "3 refusals for 8 models and 8 goals"),
+        ({"refused": (1.5,) * 8}, r"refused must be in \[0, 1\]"),
+        ({"removed": (3,) * 8, "caught": (4,) * 8}, "caught"),
+        ({"removed": (3,) * 8, "caught": (1,) * 7}, "7 caught poisons"),
+        ({"shared": 99.0}, "99.0 shared seconds"),
     ],
 )
 def test_an_arm_refuses_numbers_that_contradict_each_other(changes: dict[str, Any], message: str) -> None:

@@ -150,3 +150,35 @@ def test_a_defense_remembers_nothing_between_trainings(few_digits: LabeledImages
     fit(few_digits, make, recipe=RECIPE, defenses=[defense], streams=Streams(1))
     again = fit(few_digits, make, recipe=RECIPE, defenses=[defense], streams=Streams(0))
     assert torch.equal(first.memory[0]["friendly"], again.memory[0]["friendly"])
+
+
+def other(name: str, generator: torch.Generator) -> torch.nn.Module:
+    return build(name, shape=(1, 28, 28), classes=3, moments=((0.13,), (0.31,)), generator=generator)
+
+
+def test_noise_may_be_made_with_another_architecture(few_digits: LabeledImages, tmp_path: Path) -> None:
+    proxied = Friends(zeta=32 / 255, def_epoch=2, proxy="lenet", proxy_epochs=3, proxy_lr=0.02)
+    given = {"recipe": RECIPE, "streams": Streams(0), "architectures": other, "probes": tmp_path}
+    fitted = fit(few_digits, make, defenses=[proxied], **given)  # type: ignore[arg-type]
+    own = fit(few_digits, make, defenses=[Friends(zeta=32 / 255, def_epoch=2)], **given)  # type: ignore[arg-type]
+    theirs = fitted.memory[0]["friendly"]
+    assert not torch.equal(theirs, own.memory[0]["friendly"])
+    assert int(theirs.abs().max()) <= 32
+    (file,) = tmp_path.iterdir()  # the proxy, trained once
+    again = fit(few_digits, make, defenses=[proxied], **given)  # type: ignore[arg-type]
+    assert again.shared_seconds > 0
+    assert torch.equal(again.memory[0]["friendly"], theirs)
+    assert file.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"store": "noise", "proxy": "lenet"}, "from a store or from a proxy, not from 'noise' and 'lenet'"),
+        ({"proxy": "lenet", "proxy_epochs": 0}, "proxy_epochs >= 1"),
+        ({"proxy": "lenet", "proxy_lr": 0.0}, "proxy_lr > 0 expected"),
+    ],
+)
+def test_a_proxy_that_cannot_be_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Friends(**settings)  # type: ignore[arg-type]

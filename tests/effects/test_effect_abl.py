@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "attacks" / "badnet
 
 @pytest.mark.effect
 def test_abl_isolates_poisons_and_unlearns_the_backdoor(cifar10: Path, tmp_path: Path) -> None:
-    """Two goals with 10 % poisons, as in the paper, and half as many isolated images.
+    """One goal with 10 % poisons, as in the paper, and half as many isolated images.
 
     The ascent of the authors hardly moves a small network that has learned its poisons by heart; with steps of one
     length it removes the backdoor, at a price in accuracy that stays well above chance, 1 in 5.
@@ -34,14 +34,14 @@ def test_abl_isolates_poisons_and_unlearns_the_backdoor(cifar10: Path, tmp_path:
         controls=0,
         attack=BadNets(budget=0.1),
         data=replace(trial.data, source=str(cifar10)),
-        goals=replace(trial.goals, count=2),
+        goals=replace(trial.goals, count=1),
         arms=arms,
     )
     done = {arm.name: arm for arm in run_trial(trial, tmp_path / "run").arms}
     undefended, theirs, normalised = done["undefended"], done["theirs"], done["normalised"]
     assert undefended.successes > 0.9 * undefended.n
-    assert theirs.removed == normalised.removed == (100, 100)
-    assert sum(theirs.caught) > 0.9 * 200  # precision; one image in ten is a poison
+    assert theirs.removed == normalised.removed == (100,)
+    assert sum(theirs.caught) > 0.9 * 100  # precision; one image in ten is a poison
     assert theirs.caught == normalised.caught  # they differ in phase 3 alone
     assert normalised.successes < 0.4 * normalised.n
     assert normalised.accuracy > 0.4

@@ -9,7 +9,7 @@ from torch import nn
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal
 from friends.training import ABSTAIN, accuracy, confidence, success
-from friends.training.evaluate import predict
+from friends.training.evaluate import predict, removal, verdict
 
 
 def images(labels: list[int]) -> LabeledImages:
@@ -57,3 +57,20 @@ def test_prediction_in_batches_equals_prediction_at_once() -> None:
 def test_accuracy_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no image"):
         accuracy(answering([]), images([]))
+
+
+def test_removals_are_judged_by_precision_and_recall() -> None:
+    removed = torch.tensor([True, True, True, False, False, False])
+    judged = removal(removed, torch.tensor([1, 2, 4, 5]))
+    assert (judged.removed, judged.caught, judged.poisons) == (3, 2, 4)
+    assert judged.precision == pytest.approx(2 / 3)
+    assert judged.recall == 0.5
+    nothing = removal(torch.zeros(6, dtype=torch.bool), torch.tensor([], dtype=torch.int64))
+    assert (nothing.precision, nothing.recall) == (0, 0)
+
+
+def test_a_refused_image_is_no_success_though_the_model_would_have_given_the_wanted_class() -> None:
+    goal = Goal(torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64))
+    hits, refused = verdict(lambda x: torch.tensor([1, ABSTAIN, 0, 1]), goal)
+    assert hits.tolist() == [True, False, False, True]
+    assert refused.tolist() == [False, True, False, False]
