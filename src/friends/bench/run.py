@@ -268,7 +268,8 @@ def _defended(rows: list[dict[str, Any]], victims: int) -> dict[str, Any]:
 
 def told(defenses: Sequence[Defense]) -> str:
     """What some defenses are told about the attack, in words: "budget 0.01; clean images"."""
-    parts = [f"{name} {printed(name, value)}" for defense in defenses for name, value in defense.told().items()]
+    given = [(name, value) for defense in defenses for name, value in defense.told().items() if value is not None]
+    parts = [f"{name} {printed(name, value)}" for name, value in given]
     parts += ["clean images"] if any(defense.about.clean for defense in defenses) else []
     return "; ".join(dict.fromkeys(parts))
 
