@@ -127,13 +127,15 @@ def test_caveats_are_there_when_they_apply() -> None:
     assert any("No clean control" in caveat for caveat in caveats(missing))
     refused = samples.report((replace(samples.ARMS[0], abstained=1200),))
     assert any("Undefended refused to answer 1,200" in caveat for caveat in caveats(refused))
+
+
+def test_what_an_arm_was_told_removed_and_shared_stands_below_its_name(tmp_path: Path) -> None:
     told = replace(samples.ARMS[1], told="budget 0.1", removed=(50,) * 8, caught=(20,) * 8, shared=8.0, name="deep-knn")
-    said = " ".join(caveats(samples.report((samples.ARMS[0], told))))
-    assert "is told: budget 0.1." in said
-    assert "removed 50 training images a model, 40.0 % of them poison: 50.0 % of the poisons" in said.replace(
-        "\u202f", " "
-    )
-    assert "used probes that were trained for other arms" in said
+    report = samples.report((samples.ARMS[0], told, samples.ARMS[-1]))
+    page = render(report, None, tmp_path / "page.html").read_text(encoding="utf-8").replace("\u202f", " ")
+    assert "told: budget 0.1; removed 50 images a model, 40.0 % of them poison: 50.0 % of the poisons" in page
+    assert "its time counts a probe shared with other arms, 1.0 s" in page
+    assert "2 models share the goals" in page
 
 
 def test_caveats_are_absent_when_they_do_not() -> None:

@@ -143,14 +143,6 @@ def caveats(report: Report) -> list[str]:
         for arm in report.arms
         if arm.abstained
     ]
-    found += [f"{label(arm.name)} is told: {arm.told}." for arm in report.arms if arm.told]
-    found += [f"{label(arm.name)} {_removed(report, arm)}" for arm in report.arms if arm.removed]
-    found += [
-        f"{label(arm.name)} used probes that were trained for other arms; its time counts their "
-        f"{duration(arm.shared / len(arm.accuracies))} a model as if it had trained them."
-        for arm in report.arms
-        if arm.shared
-    ]
     if report.scaled_down:
         found.append(f"Scaled down: {report.scaled_down.rstrip('. ')}.")
     return found
@@ -160,15 +152,19 @@ def _average(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _removed(report: Report, arm: Arm) -> str:
-    """How much a defense removed, and how much of it was poison."""
-    removed, caught, models = sum(arm.removed), sum(arm.caught), len(arm.removed)
-    poisons = int(str(report.attack["poisons"])) * models
-    precise = percent(caught / removed) if removed else "none"
-    return (
-        f"removed {removed / models:,.0f} training images a model, {precise} of them poison: "
-        f"{percent(caught / poisons)} of the poisons."
-    )
+def _notes(report: Report, arm: Arm) -> str:
+    """What stands below an arm's name: what it was told, what it removed, and where its probes came from."""
+    found = [arm.notes] if arm.notes else []
+    if arm.told:
+        found.append(f"told: {arm.told}")
+    if arm.removed:
+        removed, caught, models = sum(arm.removed), sum(arm.caught), len(arm.removed)
+        recall = percent(caught / (int(str(report.attack["poisons"])) * models))
+        precision = f", {percent(caught / removed)} of them poison" if removed else ""
+        found.append(f"removed {removed / models:,.0f} images a model{precision}: {recall} of the poisons")
+    if arm.shared:
+        found.append(f"its time counts a probe shared with other arms, {duration(arm.shared / len(arm.accuracies))}")
+    return "; ".join(found)
 
 
 def _fixed_pair(report: Report) -> str:
@@ -317,12 +313,12 @@ def _rows(report: Report) -> list[_Row]:
     bare, colours = report.arm(UNDEFENDED), _colours(report)
     leading = {arm.name for arm in (bare, _principal(report), report.arm(CLEAN)) if arm}
     return [
-        _row(arm, None if arm is bare else bare, colours[arm.name], leading=arm.name in leading)
+        _row(report, arm, None if arm is bare else bare, colours[arm.name], leading=arm.name in leading)
         for arm in _ordered(report)
     ]
 
 
-def _row(arm: Arm, bare: Arm | None, colour: str, *, leading: bool) -> _Row:
+def _row(report: Report, arm: Arm, bare: Arm | None, colour: str, *, leading: bool) -> _Row:
     low, high = arm.interval
     interval = f"{100 * low:.0f}–{100 * high:.0f}\u202f%"
     base = bare.seconds_per_model if bare else arm.seconds_per_model if arm.name == UNDEFENDED else 0.0
@@ -342,7 +338,7 @@ def _row(arm: Arm, bare: Arm | None, colour: str, *, leading: bool) -> _Row:
         times=f"{arm.seconds_per_model / base:.1f}\u202f×" if base else "–",
         n=arm.n,
         defenses=tuple(_in_255ths(defense) for defense in arm.defenses),
-        notes=arm.notes,
+        notes=_notes(report, arm),
     )
 
 
