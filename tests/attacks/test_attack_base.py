@@ -273,3 +273,22 @@ def test_half_precision_is_refused_because_the_signs_of_its_gradients_are_noise(
         pass
     with pytest.raises(ValueError, match="the surrogate ReLU has no parameters"):
         place_of(nn.ReLU())
+
+
+def test_tensorfloat_is_off_while_models_are_held_still_on_a_gpu_and_as_before_afterwards() -> None:
+    from friends.modules import _without_tf32
+
+    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="stop"), _without_tf32(torch.device("cuda")):
+            assert [switch.fp32_precision for switch in switches] == ["ieee", "ieee"]
+            raise RuntimeError("stop")
+        assert [switch.fp32_precision for switch in switches] == ["tf32", "tf32"]
+        with _without_tf32(torch.device("cpu")):
+            assert [switch.fp32_precision for switch in switches] == ["tf32", "tf32"]  # nothing to do there
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
