@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from report_samples import report as sample_report
 
-from friends.bench.comparison import comparison, comparison_page, saving, undefined
+from friends.bench.comparison import comparison, comparison_page, main, saving, undefined
 from friends.bench.record import Report
+from friends.bench.tables import read_records
 
 
 def cells(table: str, name: str) -> list[str]:
@@ -78,3 +80,26 @@ def test_defenses_that_are_not_defined_are_na_and_not_left_out(report: Report) -
 def test_runs_of_other_settings_are_not_mixed(report: Report) -> None:
     with pytest.raises(ValueError, match="differ in more than the seed"):
         comparison([report, replace(report, seed=1, trial={**report.trial, "victims": 7})])
+
+
+def test_an_unfinished_run_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["comparison", str(tmp_path / "half"), "-o", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="error: no finished run in .*half: there is no record.json"):
+        main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_records_and_a_page_that_says_the_same(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (1, 0):
+        (tmp_path / f"run-{seed}").mkdir()
+        replace(report, seed=seed).write(tmp_path / f"run-{seed}" / "record.json")
+    runs = [str(tmp_path / f"run-{seed}") for seed in (1, 0)]
+    monkeypatch.setattr("sys.argv", ["comparison", *runs, "-o", str(tmp_path / "out")])
+    main()
+    records = read_records(tmp_path / "out.jsonl")
+    assert [record.seed for record in records] == [0, 1]
+    page = (tmp_path / "out.md").read_text(encoding="utf-8")
+    assert page == comparison_page(records)
+    assert page in capsys.readouterr().out

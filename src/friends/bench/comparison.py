@@ -14,7 +14,7 @@ from typing import cast
 from friends.attacks import ATTACKS
 from friends.bench.record import CLEAN, UNDEFENDED, Arm, Report
 from friends.bench.statistics import paired_p, wilson
-from friends.bench.tables import page, poolable, publish, read_runs, success_text
+from friends.bench.tables import page, poolable, publish, read_or_exit, success_text
 from friends.defenses import DEFENSES
 
 HEAD = (
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("-o", "--out", type=Path, required=True, help="result files to write, without the ending")
     given = parser.parse_args()
-    reports = read_runs(given.runs)
+    reports = read_or_exit(given.runs)
     publish(reports, comparison_page(reports), given.out)
 
 

@@ -201,13 +201,30 @@ def main() -> None:
         write_text(given.out.with_suffix(".md"), text)
         print(text)  # noqa: T201
         return
-    reports = read_runs(given.runs)
+    reports = read_or_exit(given.runs)
     publish(reports, page(reports), given.out)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Report]:
-    """The records of some run folders, in the order of their seeds, without paths of this machine."""
+    """The records of some run folders, in the order of their seeds, without paths of this machine.
+
+    Raises:
+        FileNotFoundError: a folder holds no finished run.
+    """
+    unfinished = [folder for folder in folders if not (folder / "record.json").is_file()]
+    if unfinished:
+        raise FileNotFoundError(
+            f"no finished run in {unfinished[0]}: there is no record.json; run the trial to its end"
+        )
     return sorted((portable(Report.read(folder / "record.json")) for folder in folders), key=lambda r: r.seed)
+
+
+def read_or_exit(folders: Sequence[Path]) -> list[Report]:
+    """:func:`read_runs` for a command line: what is wrong is one line."""
+    try:
+        return read_runs(folders)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def publish(reports: Sequence[Report], text: str, out: Path) -> None:
