@@ -84,7 +84,7 @@ def test_runs_of_other_settings_are_not_mixed(report: Report) -> None:
 
 def test_an_unfinished_run_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["comparison", str(tmp_path / "half"), "-o", str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match="error: no finished run in .*half: there is no record.json"):
+    with pytest.raises(SystemExit, match=r"error: no finished run in .*half: there is no record\.json"):
         main()
     assert not list(tmp_path.iterdir())
 
