@@ -63,6 +63,15 @@ ZERO: dict[str, Defense] = {
 """Each defense at the strength at which it must do nothing."""
 
 
+TOLD = {
+    "deep-knn": {"budget", "k"},
+    "spectral-signatures": {"budget"},
+    "adversarial-poisoning": {"eps"},
+    "abl": {"isolate"},
+}
+"""What each defense is told about the attack; the others are told nothing."""
+
+
 def make(generator: torch.Generator) -> torch.nn.Module:
     return build("tiny", shape=(1, 28, 28), classes=3, moments=((0.13,), (0.31,)), width=8, generator=generator)
 
@@ -111,13 +120,24 @@ def test_it_says_what_it_is_and_what_it_is_told(name: str) -> None:
     assert len(about.paper) > 20
     assert set(about.aims) <= {"target", "backdoor"}
     assert set(about.aims)
-    assert defense.told().keys() == set(about.told)
+    assert set(about.told) == TOLD.get(name, set())
+    assert set(defense.told()) <= set(about.told)
+    assert about.clean == (name in {"strip", "neural-cleanse"})
     assert all(reason.strip() for reason in [*about.clashes.values(), *about.not_after.values()])
 
 
-@pytest.mark.parametrize("name", DEFENSES)
-def test_composes_with_friends(few_digits: LabeledImages, name: str) -> None:
-    assert not equal(trained(few_digits, SMALL[name], Friends(def_epoch=1, zeta=0)), trained(few_digits, SMALL[name]))
+@pytest.mark.parametrize("name", [name for name in DEFENSES if name != "friends"])
+def test_composes_with_friends_in_either_order(few_digits: LabeledImages, name: str) -> None:
+    """Both noises are there, the rival acts, and nothing breaks."""
+    both = Friends(def_epoch=1)
+    for order in ([SMALL[name], both], [both, SMALL[name]]):
+        clean = few_digits.rows(torch.arange(0, 40)) if SMALL[name].about.clean else None
+        fitted = fit(few_digits, make, recipe=RECIPE, defenses=order, streams=Streams(0), clean=clean)
+        assert int(fitted.memory[order.index(both)]["friendly"].abs().max()) > 0
+        together = {**fitted.model.state_dict(), "answers": fitted.predictor(few_digits.pixels(slice(40, 140)))}
+        assert all(bool(torch.isfinite(value).all()) for value in together.values())
+        assert not equal(together, trained(few_digits, both))
+        assert not equal(together, trained(few_digits, SMALL[name]))
 
 
 @pytest.mark.parametrize("name", DEFENSES)

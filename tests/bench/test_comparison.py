@@ -77,6 +77,14 @@ def test_defenses_that_are_not_defined_are_na_and_not_left_out(report: Report) -
     assert undefined(ten) == []
 
 
+def test_a_run_in_which_nothing_was_removed_counts_with_zero(report: Report) -> None:
+    bare, filtered, *rest = report.arms
+    idle = replace(report, seed=8, arms=(bare, replace(filtered, removed=(), caught=()), *rest))
+    row = cells(comparison([report, idle]), filtered.name)
+    poisons = int(str(report.attack["poisons"]))
+    assert row[7] == f"15 of {report.data['train']} (precision 20 %, recall {100 * 3 / poisons:.0f} %)"
+
+
 def test_runs_of_other_settings_are_not_mixed(report: Report) -> None:
     with pytest.raises(ValueError, match="differ in more than the seed"):
         comparison([report, replace(report, seed=1, trial={**report.trial, "victims": 7})])

@@ -145,5 +145,5 @@ def test_what_is_told_is_printed_as_in_papers() -> None:
     from friends.defenses import AdversarialPoisoning
 
     assert told([AdversarialPoisoning(eps=16 / 255), DeepKNN(budget=0.2)]) == "eps 16/255; budget 0.2"
-    assert told([DeepKNN(budget=0.2, k=9)]) == "budget 0.2; k 9"
+    assert told([DeepKNN(budget=0.2, k=9)]) == "k 9"
     assert told([Friends()]) == ""

@@ -250,3 +250,12 @@ def test_bad_settings_are_named(settings: dict[str, float], message: str) -> Non
 
 def test_it_discloses_the_bound_that_it_is_told() -> None:
     assert AdversarialPoisoning().told() == {"eps": 16 / 255}
+
+
+def test_a_share_that_is_no_image_is_refused(few_digits: LabeledImages) -> None:
+    def small(generator: torch.Generator) -> torch.nn.Module:
+        return build("tiny", shape=(1, 28, 28), classes=3, moments=((0.13,), (0.31,)), width=4, generator=generator)
+
+    recipe = Recipe(epochs=1, batch=64)
+    with pytest.raises(ValueError, match=r"fraction = 0\.01 of a batch of 64 is no image"):
+        fit(few_digits, small, recipe=recipe, defenses=[AdversarialPoisoning(fraction=0.01)], streams=Streams(0))

@@ -173,3 +173,12 @@ def test_a_batch_of_one_image_and_colour(few_digits: LabeledImages) -> None:
 def test_bad_settings_are_named(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdversarialTraining(**settings)  # type: ignore[arg-type]
+
+
+def test_a_share_that_is_no_image_is_refused(few_digits: LabeledImages) -> None:
+    def small(generator: torch.Generator) -> torch.nn.Module:
+        return build("tiny", shape=(1, 28, 28), classes=3, moments=((0.13,), (0.31,)), width=4, generator=generator)
+
+    recipe = Recipe(epochs=1, batch=64)
+    with pytest.raises(ValueError, match=r"fraction = 0\.01 of a batch of 64 is no image"):
+        fit(few_digits, small, recipe=recipe, defenses=[AdversarialTraining(fraction=0.01)], streams=Streams(0))

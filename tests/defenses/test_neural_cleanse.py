@@ -14,7 +14,7 @@ from torch import nn
 from friends.data.images import LabeledImages
 from friends.defenses import NeuralCleanse
 from friends.defenses import neural_cleanse as module
-from friends.defenses.neural_cleanse import anomaly_index, flags
+from friends.defenses.neural_cleanse import anomaly_index, flags, trusted
 from friends.defenses.reversal import Search, reverse, stamped
 from friends.models import build
 from friends.modules import still
@@ -265,3 +265,12 @@ def test_two_classes_or_a_reserve_of_other_images_are_refused_before_training(fe
 def test_settings_out_of_range_are_refused_by_name(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NeuralCleanse(**settings)  # type: ignore[arg-type]
+
+
+def test_few_searches_that_succeeded_flag_nobody() -> None:
+    """Where most classes have no trigger after too short a search, the others are odd for that alone."""
+    norms = torch.tensor([30.0, 40.0, 50.0] + [1024.0] * 7)
+    assert flags(norms, 2.0).sum() == 3
+    assert not bool((flags(norms, 2.0) & trusted(norms < 1024)).any())
+    norms = torch.tensor([5.0, 60.0, 62.0, 64.0, 66.0, 68.0, 1024.0])
+    assert (flags(norms, 2.0) & trusted(norms < 1024)).tolist() == [True] + [False] * 6

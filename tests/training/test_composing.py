@@ -119,6 +119,22 @@ def test_a_probe_of_other_data_recipe_or_seed_is_another_one(few_digits: Labeled
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_a_probe_that_starts_from_other_weights_is_another_one(few_digits: LabeledImages, tmp_path: Path) -> None:
+    """As in transfer learning, where the network is pretrained and the random streams do not say how."""
+
+    def pretrained(generator: torch.Generator) -> nn.Module:
+        model = make(generator)
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.5)
+        return model
+
+    alone = fit(few_digits, pretrained, recipe=RECIPE, defenses=[Filter()], streams=Streams(0))
+    fit(few_digits, make, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), probes=tmp_path)
+    other = fit(few_digits, pretrained, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), probes=tmp_path)
+    assert other.shared_seconds == 0
+    assert torch.equal(other.keep, alone.keep)
+
+
 def test_what_a_shared_probe_cost_survives_a_kill(few_digits: LabeledImages, tmp_path: Path) -> None:
     given = {"recipe": RECIPE, "streams": Streams(0), "probes": tmp_path / "probes"}
     first = fit(few_digits, make, defenses=[Filter()], **given)  # type: ignore[arg-type]

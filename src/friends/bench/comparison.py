@@ -118,13 +118,11 @@ def _spread(means: Sequence[float]) -> str:
 
 def _removed(arms: Sequence[Arm], reports: Sequence[Report]) -> str:
     """Such as 150 of 1000 (precision 60 %, recall 90 %), a model."""
-    models = sum(len(arm.removed) for arm in arms)
-    if not models:
+    if not any(arm.removed for arm in arms):
         return "\u2013"
-    removed, caught = (
-        sum(sum(part) for part in parts) for parts in zip(*((a.removed, a.caught) for a in arms), strict=True)
-    )
-    poisons = sum(int(str(r.attack["poisons"])) * len(a.removed) for r, a in zip(reports, arms, strict=True))
+    models = sum(len(arm.accuracies) for arm in arms)  # where nothing was removed counts as well, with 0
+    removed, caught = sum(sum(arm.removed) for arm in arms), sum(sum(arm.caught) for arm in arms)
+    poisons = sum(int(str(r.attack["poisons"])) * len(a.accuracies) for r, a in zip(reports, arms, strict=True))
     total = int(str(reports[0].data["train"]))
     exact = f"precision {100 * caught / removed:.0f} %" if removed else "nothing removed"
     return f"{removed / models:.0f} of {total} ({exact}, recall {100 * caught / poisons:.0f} %)"

@@ -98,7 +98,7 @@ class Lab:
         return test.rows(rest), test.rows(apart, f"{test.name}, reserve").to(self.device)
 
     def reserve_for(self, defenses: Sequence[Defense]) -> LabeledImages | None:
-        """The clean reserve, if one of these defenses is entitled to it; others never see it."""
+        """The clean reserve, if one of these defenses is entitled to it; an arm without such a one never sees it."""
         _ = self.data
         return self._reserve if any(defense.about.clean for defense in defenses) else None
 

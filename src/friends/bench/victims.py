@@ -184,6 +184,8 @@ def _watch(lab: Lab, goal: Goal, *, accuracy_too: bool) -> Callable[[nn.Module, 
 
 
 def _keep_model(lab: Lab, model: nn.Module, name: str) -> None:
+    if model.state_dict().keys() != lab.build(torch.Generator()).state_dict().keys():
+        return  # a defense replaced layers: the name of the architecture no longer says how to build it
     spec, classes = lab.trial.model, lab.data[0].classes
     file = lab.out / "models" / f"{name}.safetensors"
     save(cast(models.Classifier, model), file, name=spec.name, width=spec.width, classes=classes)

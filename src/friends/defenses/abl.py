@@ -24,6 +24,7 @@ Departures from the paper and its authors' code:
   then its weights overflow. The script has neither. Phase 3 shows the images unaugmented.
 - In phase 3 batch normalisation goes on with the statistics of phase 2. Batches of D_b alone, as in the script, would
   replace them with those of a few images of one class, which ruins the model for all others, poisoned or not.
+- Phase 1 is local gradient ascent by default, as in the paper; the script's default is flooding.
 - Ranking takes one pass over the whole data in eval mode, in batches: l_i is never a training batch's.
 """
 

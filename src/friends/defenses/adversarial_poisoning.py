@@ -35,7 +35,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from friends.defenses.ball import check_steps, project, share
+from friends.data.images import LabeledImages
+from friends.defenses.ball import check_share, check_steps, project, share
 from friends.modules import logits_of, still
 from friends.noise.random import check_strength
 from friends.training.defense import About, Defense, Run
@@ -177,6 +178,11 @@ class AdversarialPoisoning(Defense):
             raise ValueError(f"fraction is in [0, 1), not {self.fraction}: poisons need targets in the same batch")
         check_strength("eps", self.eps)
         check_steps(self.steps, tau=self.tau)
+
+    def before_training(self, data: LabeledImages, run: Run) -> None:
+        """Refuse a share that is no image of any batch, which would look like a defense and be none."""
+        if self.eps > 0 and self.fraction > 0:
+            check_share(min(run.recipe.batch, len(data)), self.fraction)
 
     def batch(self, x: Float[Tensor, "b c h w"], y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
         """Poison the first part of the batch; labels and order stay."""

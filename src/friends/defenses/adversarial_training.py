@@ -30,7 +30,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from friends.defenses.ball import check_steps, project, share
+from friends.data.images import LabeledImages
+from friends.defenses.ball import check_share, check_steps, project, share
 from friends.modules import logits_of, still
 from friends.noise.random import check_strength
 from friends.training.defense import About, Defense, Run
@@ -99,6 +100,11 @@ class AdversarialTraining(Defense):
         check_steps(self.steps, step_size=self.step_size)
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"fraction is in [0, 1], not {self.fraction}")
+
+    def before_training(self, data: LabeledImages, run: Run) -> None:
+        """Refuse a share that is no image of any batch, which would look like a defense and be none."""
+        if self.eps > 0 and self.fraction > 0:
+            check_share(min(run.recipe.batch, len(data)), self.fraction)
 
     def batch(self, x: Float[Tensor, "b c h w"], y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
         """Attack the first part of the batch; labels and order stay."""

@@ -14,6 +14,13 @@ def share(images: int, fraction: float) -> int:
     return math.floor(images * fraction + 1e-9)  # 0.29 * 100 is 28.999999999999996 in floating point
 
 
+def check_share(images: int, fraction: float) -> None:
+    """Raise ``ValueError`` if a fraction of a full batch, rounded down, is no image."""
+    if share(images, fraction) == 0:
+        raise ValueError(f"fraction = {fraction:g} of a batch of {images} is no image, so nothing would be perturbed: "
+                         "raise the fraction or the batch, or switch the defense off with eps = 0")  # fmt: skip
+
+
 def project(delta: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"], eps: float) -> Float[Tensor, "b c h w"]:
     """The nearest perturbation in the ball ``|delta| <= eps`` that does not take ``x`` out of [0, 1], per pixel.
 

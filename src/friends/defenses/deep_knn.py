@@ -107,6 +107,10 @@ class DeepKNN(Defense):
         told=("budget", "k"),
     )
 
+    def told(self) -> dict[str, object]:
+        """The budget, or ``k`` where it is given, which is then what counts."""
+        return {"budget": self.budget} if self.k is None else {"k": self.k}
+
     def __post_init__(self) -> None:
         check_budget(self.budget)
         if self.k is not None and self.k < 0:

@@ -145,7 +145,9 @@ class Epic(Defense):
         return [e for e in range(self.start, last + 1) if e % self.interval == 0] if self.share > 0 else []
 
     def before_training(self, data: LabeledImages, run: Run) -> None:
-        """Refuse a training without a round, which would look like a defense and be none."""
+        """Refuse a training without a round or a medoid, which would look like a defense and be none."""
+        if self.share > 0 and int(self.share * len(data)) == 0:
+            raise ValueError(f"share = {self.share:g} of {len(data)} images is no medoid: raise it, or set it to 0")
         if run.epochs > 0 and self.share > 0 and not self.rounds(run.epochs):
             raise ValueError(
                 f"EPIC would never look: in {run.epochs} epochs no multiple of interval = {self.interval} lies between "

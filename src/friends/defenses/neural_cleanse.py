@@ -57,6 +57,14 @@ def flags(norms: Float[Tensor, " k"], anomaly: float) -> Bool[Tensor, " k"]:
     return (norms.double() < norms.double().quantile(0.5)) & (anomaly_index(norms) > anomaly)
 
 
+def trusted(reached: Bool[Tensor, " k"]) -> Bool[Tensor, " k"]:
+    """The classes that may be flagged: those whose search succeeded, if most searches did.
+
+    A search that failed counts with the whole image. If most did, the few that succeeded would look odd for that alone.
+    """
+    return reached & (2 * reached.sum() > len(reached))
+
+
 @dataclass(frozen=True, kw_only=True)
 class NeuralCleanse(Defense):
     """Reverse a trigger for each class after training; unlearn those of classes whose trigger is oddly small.
@@ -140,7 +148,7 @@ class NeuralCleanse(Defense):
             return run.predictor
         clean = run.clean.to(run.device)
         found = self._reverse(run, clean)
-        flagged = flags(found.norms, self.anomaly)
+        flagged = flags(found.norms, self.anomaly) & trusted(found.reached)
         kept = run.memory(self)
         kept |= {"masks": found.masks, "patterns": found.patterns, "reached": found.reached}
         kept |= {"norms": found.norms, "index": anomaly_index(found.norms), "flagged": flagged}

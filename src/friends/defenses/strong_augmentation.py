@@ -22,6 +22,8 @@ Departures from the code of the first two, as it lives on in public poisoning be
   theirs, and CutMix weighs labels by the pixels that remain.
 - The noise of DP-InstaHide is not clamped to [0, 1], which would change its distribution. The papers' privacy
   guarantee is for a data set that is mixed once; like their experiments we draw anew at every step and claim none.
+- Two ways of mixup, four ways of DP-InstaHide and its noise of 8/255 are choices of ours: nobody knows which are
+  behind the tables of FRIENDS.
 - The share of a box's side is a setting, 9/16: 18 of 32 pixels, so that other image sizes are cut as much.
 """
 
@@ -201,6 +203,8 @@ class MaxUp(Defense):
         if self.augment not in get_args(Copies):
             raise ValueError(f"unknown augment {self.augment!r}; choose one of {', '.join(get_args(Copies))}")
         _check_share("the size of the box", self.size)
+        if self.copies > 1 and self.augment == "cutout" and self.size == 0:
+            raise ValueError("copies with a box of size 0 are all alike: raise size, or set copies=1 for no defense")
 
     def before_training(self, data: LabeledImages, run: Run) -> None:
         """Refuse a training in which no copy would ever be made."""

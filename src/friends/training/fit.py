@@ -208,11 +208,12 @@ class _Prober:
         recipe = recipe if lr is None else replace(recipe, lr=lr)
         make = self.make_model if architecture is None else self._other(architecture)
         streams = self.streams.child("probe", name, *([architecture] if architecture else []))
-        what = (part.fingerprint, repr(recipe), repr(list(defenses)), streams.seed)
+        start = make(streams("weights"))  # part of what makes the probe: a pretrained network has weights of its own
+        what = (part.fingerprint, repr(recipe), repr(list(defenses)), streams.seed, weights_hash(start))
         label = f"probe-{name}-{recipe.epochs}-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
         file = self.folder / f"{label}.safetensors" if self.folder else None
         if file is not None and file.exists():
-            return self._found(file, make(streams("weights")))
+            return self._found(file, start)
         with torch.enable_grad():  # a defense may ask from within no_grad
             fitted = fit(
                 part,
@@ -275,8 +276,9 @@ def _epoch(
             x = run.recipe.augment(x, augment, run.data.moments[0])
         for defense in defenses:
             x, y = defense.batch(x, y, run)
+        call = forward if len(idx) == run.recipe.batch else run.model  # every other size would be compiled anew
         with _autocast(run):
-            out = forward(x.contiguous(memory_format=torch.channels_last))
+            out = call(x.contiguous(memory_format=torch.channels_last))
         logits = cast(Tensor, getattr(out, "logits", out)).float()
         loss = minimised.loss(logits, y, run)
         run.optimizer.zero_grad(set_to_none=True)
@@ -342,15 +344,20 @@ def _loss_of(defenses: Sequence[Defense]) -> Defense:
 
 def _identity(run: Run, defenses: Sequence[Defense]) -> dict[str, str]:
     """What makes a training this one and no other, by name, for checkpoints."""
-    sha = hashlib.sha256()
-    for name, value in run.model.state_dict().items():
-        sha.update(f"{name}{tuple(value.shape)}".encode())
-        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {
         "data": run.data.fingerprint,
         "recipe": repr(run.recipe),
         "defenses": repr(list(defenses)),
         "seed": str(run.streams.seed),
-        "initial model": sha.hexdigest(),
+        "initial model": weights_hash(run.model),
         "clean reserve": run.clean.fingerprint if run.clean is not None else "none",
     }
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 over the names, shapes and values of a model's parameters and buffers."""
+    sha = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        sha.update(f"{name}{tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
