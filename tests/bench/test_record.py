@@ -360,3 +360,20 @@ def test_the_paired_test_of_rates_is_the_sign_flip_test_and_mcnemar_where_goals_
     assert 0 < paired_p([0.9] * 40, [0.1] * 40) < 1e-4  # sampled: as small as can be said, and no smaller
     with pytest.raises(ValueError, match="the same goals"):
         paired_p([0.5], [0.5, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("rate", "printed"),
+    [(0.75, 4.19), (0.60, 5.37), (0.45, 5.53), (0.5, 5.59), (0.15, 2.85), (0.10, 2.01), (0.05, 1.06)],
+)
+def test_the_plus_minus_of_the_papers_first_table_is_no_standard_error(rate: float, printed: float) -> None:
+    assert 100 * variance_over_root_n(rate, 20) == pytest.approx(printed, abs=0.01)
+    assert standard_error(rate, 20) > 2 * variance_over_root_n(rate, 20)
+
+
+def test_the_binomial_standard_error() -> None:
+    assert 100 * standard_error(0.75, 20) == pytest.approx(9.68, abs=0.01)
+    assert 100 * standard_error(0.2152, 24) == pytest.approx(8.39, abs=0.01)
+    for bad in ((1.1, 20), (0.5, 0)):
+        with pytest.raises(ValueError, match="a rate in"):
+            standard_error(*bad)

@@ -96,3 +96,23 @@ def _check_count(successes: float, n: int, level: float) -> None:
         raise ValueError(f"{successes} successes of {n} trials: at least one trial and 0 <= successes <= n expected")
     if not 0 < level < 1:
         raise ValueError(f"a confidence level is in (0, 1), not {level!r}: 0.95 is usual")
+
+
+def standard_error(rate: float, n: int) -> float:
+    """The binomial standard error of a rate, ``sqrt(p (1 - p) / n)``: what Table 2 of the FRIENDS paper prints."""
+    _check_rate(rate, n)
+    return math.sqrt(rate * (1 - rate) / n)
+
+
+def variance_over_root_n(rate: float, n: int) -> float:
+    """``p (1 - p) / sqrt(n)``: what Table 1 of the FRIENDS paper prints behind its plus-minus signs.
+
+    A variance over the root of n is no standard error, and less than half of one; it is here to recognise those figures.
+    """
+    _check_rate(rate, n)
+    return rate * (1 - rate) / math.sqrt(n)
+
+
+def _check_rate(rate: float, n: int) -> None:
+    if not 0 <= rate <= 1 or n < 1:
+        raise ValueError(f"a rate in [0, 1] of at least one trial expected, not {rate} of {n}")
