@@ -107,7 +107,7 @@ def standard_error(rate: float, n: int) -> float:
 def variance_over_root_n(rate: float, n: int) -> float:
     """``p (1 - p) / sqrt(n)``: what Table 1 of the FRIENDS paper prints behind its plus-minus signs.
 
-    A variance over the root of n is no standard error, and less than half of one; it is here to recognise those figures.
+    A variance over the root of n is no standard error, and at most half of one; it is here to recognise those figures.
     """
     _check_rate(rate, n)
     return rate * (1 - rate) / math.sqrt(n)
