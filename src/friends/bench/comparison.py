@@ -14,7 +14,7 @@ from typing import cast
 from friends.attacks import ATTACKS
 from friends.bench.record import CLEAN, UNDEFENDED, Arm, Report
 from friends.bench.statistics import paired_p, wilson
-from friends.bench.tables import page, poolable, publish, read_or_exit, success_text
+from friends.bench.tables import page, poolable, publish, read_or_exit, spread_text, success_text
 from friends.defenses import DEFENSES
 
 HEAD = (
@@ -87,7 +87,7 @@ def _row(name: str, reports: Sequence[Report]) -> str:
         f"{100 * low:.0f}\u2013{100 * high:.0f} %",
         "" if name == UNDEFENDED else f"{paired_p(others, rates):.2g}",
         _accuracy(arms),
-        _spread([arm.accuracy for arm in arms]),
+        spread_text([arm.accuracy for arm in arms]),
         _removed(arms, reports),
         f"{seconds:.1f}",
         f"{seconds / undefended:.2f}",
@@ -107,13 +107,6 @@ def _accuracy(arms: Sequence[Arm]) -> str:
         return text
     among = [value for arm in arms for value in arm.selective or arm.accuracies]
     return f"{text} ({100 * math.fsum(among) / len(among):.1f} % of those answered)"
-
-
-def _spread(means: Sequence[float]) -> str:
-    if len(means) < 2:
-        return ""
-    mean = math.fsum(means) / len(means)
-    return f"{100 * math.sqrt(math.fsum((m - mean) ** 2 for m in means) / (len(means) - 1)):.1f}"
 
 
 def _removed(arms: Sequence[Arm], reports: Sequence[Report]) -> str:

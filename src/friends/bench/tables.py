@@ -68,14 +68,13 @@ def _row(name: str, reports: Sequence[Report]) -> str:
     p = "" if name == UNDEFENDED else f"{paired_p(others, rates):.2g}"
     means = [arm.accuracy for arm in arms]
     mean = sum(means) / len(means)
-    sd = (sum((m - mean) ** 2 for m in means) / (len(means) - 1)) ** 0.5 if len(means) > 1 else None
-    spread = "" if sd is None else f"{100 * sd:.1f}"
     confidence = [c for arm in arms for c in arm.confidence]
     models = sum(len(arm.accuracies) for arm in arms)
     seconds = sum(arm.seconds for arm in arms) / models
     return (
         f"| {name} | {success_text(k, n, rates)} | {100 * low:.0f}\u2013{100 * high:.0f} % | {p} | "
-        f"{100 * mean:.1f} % | {spread} | {sum(confidence) / len(confidence):.2f} | {seconds:.1f} | {models} |"
+        f"{100 * mean:.1f} % | {spread_text(means)} | {sum(confidence) / len(confidence):.2f} | "
+        f"{seconds:.1f} | {models} |"
     )
 
 
@@ -85,6 +84,14 @@ def success_text(k: int, n: int, rates: Sequence[float]) -> str:
         return f"{k}/{n}"
     each = f"{n // len(rates)}" if n % len(rates) == 0 else f"about {n / len(rates):.0f}"
     return f"{100 * math.fsum(rates) / len(rates):.1f} % of {len(rates)} \u00d7 {each}"
+
+
+def spread_text(means: Sequence[float]) -> str:
+    """The standard deviation of the runs' means in percent; empty for a single run, which has none."""
+    if len(means) < 2:
+        return ""
+    mean = sum(means) / len(means)
+    return f"{100 * (sum((m - mean) ** 2 for m in means) / (len(means) - 1)) ** 0.5:.1f}"
 
 
 def page(reports: Sequence[Report], table: str | None = None) -> str:
@@ -192,9 +199,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pool runs that differ in their seed alone.")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, or result files (.jsonl)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="result files to write, without the ending")
-    parser.add_argument(
-        "--compare", action="store_true", help="a table of defenses, with their knowledge and their cost"
-    )
     given = parser.parse_args()
     if all(run.suffix == ".jsonl" for run in given.runs):
         text = overview([read_records(run) for run in given.runs])
