@@ -26,6 +26,7 @@ ROWS: dict[str, int] = {
     "data": 1,
     "modules": 1,
     "types": 0,
+    "digest": 0,
     "_version": 0,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import contextlib
 from collections.abc import Generator, Sequence
 from typing import cast
@@ -113,3 +114,12 @@ def _without_tf32(device: torch.device) -> Generator[None, None, None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.fp32_precision = value
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 over the names, shapes and values of a model's parameters and buffers."""
+    sha = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        sha.update(f"{name}{tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

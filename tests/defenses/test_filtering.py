@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from friends.data.artifacts import Artifacts
 from friends.data.images import LabeledImages
 from friends.defenses import ActivationClustering, DeepKNN, SpectralSignatures, filtering
 from friends.defenses.filtering import expected_poisons, features_of, remove
@@ -24,8 +25,8 @@ def make(generator: torch.Generator) -> nn.Module:
     return build("tiny", shape=(1, 28, 28), classes=3, moments=((0.13,), (0.31,)), width=8, generator=generator)
 
 
-def filtered(data: LabeledImages, *defenses: Defense, probes: Path | None = None) -> Fitted:
-    return fit(data, make, recipe=RECIPE, defenses=defenses, streams=Streams(0), probes=probes)
+def filtered(data: LabeledImages, *defenses: Defense, artifacts: Artifacts | None = None) -> Fitted:
+    return fit(data, make, recipe=RECIPE, defenses=defenses, streams=Streams(0), artifacts=artifacts)
 
 
 def test_a_budget_is_counted_as_attackers_count_it() -> None:
@@ -59,8 +60,8 @@ def test_features_that_are_not_finite_are_named(few_digits: LabeledImages) -> No
 
 def test_filters_share_one_probe(few_digits: LabeledImages, tmp_path: Path) -> None:
     alone = [filtered(few_digits, defense) for defense in FILTERS]
-    shared = [filtered(few_digits, defense, probes=tmp_path) for defense in FILTERS]
-    assert len(list(tmp_path.iterdir())) == 1
+    shared = [filtered(few_digits, defense, artifacts=Artifacts(tmp_path)) for defense in FILTERS]
+    assert [artifact.kind for artifact in Artifacts(tmp_path).list()] == ["probe"]
     assert shared[0].shared_seconds == 0
     assert shared[1].shared_seconds > 0
     assert shared[2].shared_seconds == shared[1].shared_seconds
@@ -71,8 +72,8 @@ def test_filters_share_one_probe(few_digits: LabeledImages, tmp_path: Path) -> N
 
 
 def test_two_filters_remove_what_either_would(few_digits: LabeledImages, tmp_path: Path) -> None:
-    knn, spectral = (filtered(few_digits, d, probes=tmp_path).removed for d in FILTERS[:2])
-    both = filtered(few_digits, *FILTERS[:2], probes=tmp_path).removed
+    knn, spectral = (filtered(few_digits, d, artifacts=Artifacts(tmp_path)).removed for d in FILTERS[:2])
+    both = filtered(few_digits, *FILTERS[:2], artifacts=Artifacts(tmp_path)).removed
     assert torch.equal(both, knn | spectral)
 
 

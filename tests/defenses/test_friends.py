@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from friends.data.artifacts import Artifacts
 from friends.data.images import LabeledImages
 from friends.defenses import Friends
 from friends.models import build
@@ -158,17 +159,18 @@ def other(name: str, generator: torch.Generator) -> torch.nn.Module:
 
 def test_noise_may_be_made_with_another_architecture(few_digits: LabeledImages, tmp_path: Path) -> None:
     proxied = Friends(zeta=32 / 255, def_epoch=2, proxy="lenet", proxy_epochs=3, proxy_lr=0.02)
-    given = {"recipe": RECIPE, "streams": Streams(0), "architectures": other, "probes": tmp_path}
+    given = {"recipe": RECIPE, "streams": Streams(0), "architectures": other, "artifacts": Artifacts(tmp_path)}
     fitted = fit(few_digits, make, defenses=[proxied], **given)  # type: ignore[arg-type]
     own = fit(few_digits, make, defenses=[Friends(zeta=32 / 255, def_epoch=2)], **given)  # type: ignore[arg-type]
     theirs = fitted.memory[0]["friendly"]
     assert not torch.equal(theirs, own.memory[0]["friendly"])
     assert int(theirs.abs().max()) <= 32
-    (file,) = tmp_path.iterdir()  # the proxy, trained once
+    kinds = [artifact.kind for artifact in Artifacts(tmp_path).list()]
+    assert sorted(kinds) == ["noise", "probe"]  # both made once
     again = fit(few_digits, make, defenses=[proxied], **given)  # type: ignore[arg-type]
     assert again.shared_seconds > 0
     assert torch.equal(again.memory[0]["friendly"], theirs)
-    assert file.exists()
+    assert [artifact.kind for artifact in Artifacts(tmp_path).list()] == kinds
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ Filters rest on what a probe has learned, and a stamp on digits is learned well 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from friends.attacks import BadNets
+from friends.data.artifacts import Artifacts
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
 from friends.data.triggers import Patch, checkerboard
@@ -42,12 +42,12 @@ class Stamped:
     test: LabeledImages
     seed: int
 
-    def victim(self, *defenses: Defense, probes: Path | None = None) -> Victim:
+    def victim(self, *defenses: Defense, artifacts: Artifacts | None = None) -> Victim:
         def make(generator: torch.Generator) -> nn.Module:
             return build("tiny", shape=(1, 28, 28), classes=5, moments=((0.13,), (0.31,)), width=8, generator=generator)
 
         data, streams = self.poisoned.train, Streams(self.seed)
-        fitted = fit(data, make, recipe=RECIPE, defenses=defenses, streams=streams, probes=probes)
+        fitted = fit(data, make, recipe=RECIPE, defenses=defenses, streams=streams, artifacts=artifacts)
         return Victim(
             float(success(fitted.predictor, self.poisoned.goal).float().mean()),
             accuracy(fitted.predictor, self.test).strict,

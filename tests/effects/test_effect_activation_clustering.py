@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from stamped_digits import POISONS, stamped
 
+from friends.data.artifacts import Artifacts
 from friends.data.images import LabeledImages
 from friends.defenses import ActivationClustering
 
@@ -17,7 +18,7 @@ def test_it_removes_nearly_all_poisons_and_stops_the_backdoor(digits: LabeledIma
     for seed in (0, 3):
         attacked = stamped(digits, seed)
         undefended = attacked.victim()
-        defended = attacked.victim(ActivationClustering(decide="relative"), probes=tmp_path / str(seed))
+        defended = attacked.victim(ActivationClustering(decide="relative"), artifacts=Artifacts(tmp_path / str(seed)))
         assert undefended.success > 0.9
         assert defended.success < 0.1
         assert defended.removal.recall > 0.85
@@ -27,7 +28,7 @@ def test_it_removes_nearly_all_poisons_and_stops_the_backdoor(digits: LabeledIma
 
 @pytest.mark.effect
 def test_the_benchmarks_variant_does_too_and_pays_with_clean_images(digits: LabeledImages, tmp_path: Path) -> None:
-    defended = stamped(digits, 0).victim(ActivationClustering(), probes=tmp_path)
+    defended = stamped(digits, 0).victim(ActivationClustering(), artifacts=Artifacts(tmp_path))
     assert defended.success < 0.25
     assert defended.removal.recall > 0.85
     assert defended.removal.removed > 5 * POISONS

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from stamped_digits import BUDGET, POISONS, stamped
 
+from friends.data.artifacts import Artifacts
 from friends.data.images import LabeledImages
 from friends.defenses import DeepKNN
 
@@ -16,7 +17,7 @@ def test_it_removes_most_poisons_and_stops_the_backdoor(digits: LabeledImages, t
     for seed in (0, 4):
         attacked = stamped(digits, seed)
         undefended = attacked.victim()
-        defended = attacked.victim(DeepKNN(budget=BUDGET), probes=tmp_path / str(seed))
+        defended = attacked.victim(DeepKNN(budget=BUDGET), artifacts=Artifacts(tmp_path / str(seed)))
         assert undefended.success > 0.9
         assert defended.success < 0.15
         assert defended.removal.recall > 0.85

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from friends.data.artifacts import Artifacts
 from friends.data.images import LabeledImages
 from friends.models import build
 from friends.training import About, Defense, Recipe, Run, fit
@@ -92,14 +93,20 @@ class Filter(Defense):
 
 def test_filters_share_a_probe_and_remove_what_they_would_have_alone(few_digits: LabeledImages, tmp_path: Path) -> None:
     alone = fit(few_digits, make, recipe=RECIPE, defenses=[Filter()], streams=Streams(0))
-    first = fit(few_digits, make, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), probes=tmp_path)
+    first = fit(few_digits, make, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), artifacts=Artifacts(tmp_path))
     trained: list[str] = []
 
     def listen(what: str, done: int, total: int, note: str = "", /) -> None:
         trained.append(what)
 
     second = fit(
-        few_digits, make, recipe=RECIPE, defenses=[Filter(30)], streams=Streams(0), probes=tmp_path, progress=listen
+        few_digits,
+        make,
+        recipe=RECIPE,
+        defenses=[Filter(30)],
+        streams=Streams(0),
+        artifacts=Artifacts(tmp_path),
+        progress=listen,
     )
     assert "probe" not in trained
     assert first.shared_seconds == 0
@@ -107,16 +114,23 @@ def test_filters_share_a_probe_and_remove_what_they_would_have_alone(few_digits:
     assert torch.equal(alone.keep, first.keep)
     assert bool((~second.keep)[~first.keep].all())  # the same probe ranks the same rows last
     assert int((~second.keep).sum()) == 30
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(Artifacts(tmp_path).list()) == 1
 
 
 def test_a_probe_of_other_data_recipe_or_seed_is_another_one(few_digits: LabeledImages, tmp_path: Path) -> None:
-    fit(few_digits, make, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), probes=tmp_path)
-    fit(few_digits.rows(range(200)), make, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), probes=tmp_path)
-    fit(few_digits, make, recipe=RECIPE, defenses=[Filter()], streams=Streams(1), probes=tmp_path)
+    fit(few_digits, make, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), artifacts=Artifacts(tmp_path))
+    fit(
+        few_digits.rows(range(200)),
+        make,
+        recipe=RECIPE,
+        defenses=[Filter()],
+        streams=Streams(0),
+        artifacts=Artifacts(tmp_path),
+    )
+    fit(few_digits, make, recipe=RECIPE, defenses=[Filter()], streams=Streams(1), artifacts=Artifacts(tmp_path))
     longer = Recipe(epochs=4, batch=64, lr=0.05, augment=None)
-    fit(few_digits, make, recipe=longer, defenses=[Filter()], streams=Streams(0), probes=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
+    fit(few_digits, make, recipe=longer, defenses=[Filter()], streams=Streams(0), artifacts=Artifacts(tmp_path))
+    assert len(Artifacts(tmp_path).list()) == 4
 
 
 def test_a_probe_that_starts_from_other_weights_is_another_one(few_digits: LabeledImages, tmp_path: Path) -> None:
@@ -129,14 +143,16 @@ def test_a_probe_that_starts_from_other_weights_is_another_one(few_digits: Label
         return model
 
     alone = fit(few_digits, pretrained, recipe=RECIPE, defenses=[Filter()], streams=Streams(0))
-    fit(few_digits, make, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), probes=tmp_path)
-    other = fit(few_digits, pretrained, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), probes=tmp_path)
+    fit(few_digits, make, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), artifacts=Artifacts(tmp_path))
+    other = fit(
+        few_digits, pretrained, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), artifacts=Artifacts(tmp_path)
+    )
     assert other.shared_seconds == 0
     assert torch.equal(other.keep, alone.keep)
 
 
 def test_what_a_shared_probe_cost_survives_a_kill(few_digits: LabeledImages, tmp_path: Path) -> None:
-    given = {"recipe": RECIPE, "streams": Streams(0), "probes": tmp_path / "probes"}
+    given = {"recipe": RECIPE, "streams": Streams(0), "artifacts": Artifacts(tmp_path / "shared")}
     first = fit(few_digits, make, defenses=[Filter()], **given)  # type: ignore[arg-type]
     with pytest.raises(Stop):
         fit(few_digits, make, defenses=[Filter(30)], checkpoint=tmp_path / "c", checkpoint_seconds=0,
@@ -146,11 +162,12 @@ def test_what_a_shared_probe_cost_survives_a_kill(few_digits: LabeledImages, tmp
 
 
 def test_a_damaged_probe_is_refused_by_name(few_digits: LabeledImages, tmp_path: Path) -> None:
-    fit(few_digits, make, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), probes=tmp_path)
-    (file,) = tmp_path.iterdir()
+    fit(few_digits, make, recipe=RECIPE, defenses=[Filter()], streams=Streams(0), artifacts=Artifacts(tmp_path))
+    (probe,) = Artifacts(tmp_path).list()
+    file = probe.file("model.safetensors")
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(ValueError, match=file.name):
-        fit(few_digits, make, recipe=RECIPE, defenses=[Filter(30)], streams=Streams(0), probes=tmp_path)
+        fit(few_digits, make, recipe=RECIPE, defenses=[Filter(30)], streams=Streams(0), artifacts=Artifacts(tmp_path))
 
 
 class Proxied(Defense):

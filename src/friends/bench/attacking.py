@@ -31,7 +31,7 @@ from friends.bench.poison_folder import (
     verify,
 )
 from friends.bench.provenance import commit, device_name, versions
-from friends.bench.run import first_difference, goals_of, refuse_occupied
+from friends.bench.run import first_difference, refuse_occupied
 from friends.bench.trial import Trial, parse_trial, read_table
 from friends.bench.victims import poisons
 from friends.data.files import owned
@@ -108,9 +108,9 @@ def crafting_only(trial: Trial) -> Trial:
 
 def _craft(lab: Lab, out: Path) -> Manifest:
     lab.check()
-    goals = [] if lab.trial.goals.correct else goals_of(lab)  # cheap: mistakes show before the folder is claimed
+    goals = [] if lab.trial.goals.correct else lab.goals  # cheap: mistakes show before the folder is claimed
     manifest = Manifest.read(out) if (out / MANIFEST).exists() else _begun(lab, out)
-    goals = goals or goals_of(lab)
+    goals = goals or lab.goals
     missing = list(range(len(manifest.goals), len(goals)))
     together = isinstance(lab.trial.attack, ManyGoals) and not lab.trial.own_surrogates
     for some in [missing] if together and missing else [[g] for g in missing]:

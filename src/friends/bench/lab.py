@@ -16,15 +16,18 @@ from torch import nn
 
 from friends import models
 from friends.attacks.base import Sizes, Surrogate, poison_count
-from friends.bench.trial import Trial
+from friends.bench.goals import choose_goals, standard_goals
+from friends.bench.trial import ArmSpec, DataSpec, Trial
 from friends.data import sources
+from friends.data.artifacts import Artifacts
 from friends.data.files import write_json
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal
 from friends.defenses.friends import Friends
 from friends.noise.random import RandomNoise
 from friends.training.defense import Defense
-from friends.training.fit import Fitted, Watch, fit
+from friends.training.evaluate import predict
+from friends.training.fit import Fitted, Trained, Watch, fit, train_once
 from friends.training.recipe import Recipe
 from friends.types import Progress, Streams, silent
 
@@ -39,6 +42,8 @@ class Lab:
         device: where data, networks and training are.
         progress: told how far every step is.
         download: whether a public data set that is not here may be fetched from its home.
+        artifacts: where surrogates, pretrained networks, probes and noises are kept; by default in ``work/`` too.
+        read: reads the whole source of some data, training and test images; by default from where it is.
     """
 
     trial: Trial
@@ -46,13 +51,20 @@ class Lab:
     device: torch.device
     progress: Progress = silent
     download: bool = False
+    artifacts: Artifacts = field(default=None)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    read: Callable[[DataSpec], tuple[LabeledImages, LabeledImages]] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     _reserve: LabeledImages | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        file = self.out / "times.json"
-        if file.exists():
-            self.seconds |= json.loads(file.read_text(encoding="utf-8"))
+        if self.artifacts is None:  # pyright: ignore[reportUnnecessaryComparison]
+            self.artifacts = Artifacts(self.out / "work" / "shared")
+        self.work_in(self.out)
+
+    def work_in(self, out: Path) -> None:
+        """Work in another folder from now on, with the times that are written down there."""
+        self.out, file = out, out / "times.json"
+        self.seconds = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def took(self, stage: str, seconds: float) -> None:
         """Remember how long a stage took, also for a later process that resumes."""
@@ -68,7 +80,10 @@ class Lab:
     def data(self) -> tuple[LabeledImages, LabeledImages, LabeledImages]:
         """What victims train on, what they are tested on, and what networks are pretrained on."""
         trial, spec = self.trial, self.trial.data
-        whole, test = sources.load(spec.source, size=spec.size, download=self.download, progress=self.progress)
+        if self.read is not None:
+            whole, test = self.read(spec)
+        else:
+            whole, test = sources.load(spec.source, size=spec.size, download=self.download, progress=self.progress)
         wanted = spec.train
         if trial.pretraining_images is not None:
             wanted = max(trial.pretraining_images, spec.train or 0)
@@ -132,13 +147,18 @@ class Lab:
                           "not expect it to succeed", stacklevel=2)  # fmt: skip
         self._check_augmentation()
         for arm in self.trial.arms:
-            for defense in arm.defenses:
-                if len(train.classes) < defense.about.classes:
-                    raise ValueError(f"arm {arm.name!r}: {defense.about.title} is defined for {defense.about.classes} "
-                                     f"classes or more, and the data have {len(train.classes)}")  # fmt: skip
-                if isinstance(defense, Friends):
-                    self._check_friends(arm.name, defense)
+            self.check_arm(arm, self.trial.recipe)
         self.build(torch.Generator())  # an unknown network, or one that does not fit the images
+
+    def check_arm(self, arm: ArmSpec, recipe: Recipe) -> None:
+        """Refuse defenses that these data or a training by this recipe cannot have."""
+        classes = len(self.data[0].classes)
+        for defense in arm.defenses:
+            if classes < defense.about.classes:
+                raise ValueError(f"arm {arm.name!r}: {defense.about.title} is defined for {defense.about.classes} "
+                                 f"classes or more, and the data have {classes}")  # fmt: skip
+            if isinstance(defense, Friends):
+                self._check_friends(arm.name, defense, recipe)
 
     def _check_augmentation(self) -> None:
         """Warn of an attacker who expects another augmentation than the victim's: a weak attack, not a defense."""
@@ -151,7 +171,7 @@ class Lab:
             warnings.warn(f"the attack expects augmentation {ours}, but victims are trained with {theirs}: set both "
                           "alike, or expect a weaker attack", stacklevel=3)  # fmt: skip
 
-    def _check_friends(self, arm: str, defense: Friends) -> None:
+    def _check_friends(self, arm: str, defense: Friends, recipe: Recipe) -> None:
         """Refuse noise that could not be there when it is needed."""
         if defense.store is not None:
             raise ValueError(
@@ -161,7 +181,7 @@ class Lab:
         if defense.proxy is not None and defense.proxy not in models.MODELS:
             raise ValueError(f"arm {arm!r}: unknown proxy {defense.proxy!r}; choose one of {', '.join(models.MODELS)}")
         try:
-            defense.refuse_length(self.trial.recipe.epochs)
+            defense.refuse_length(recipe.epochs)
         except ValueError as error:
             raise ValueError(f"arm {arm!r}: {error}") from None
 
@@ -187,9 +207,9 @@ class Lab:
         *,
         defenses: tuple[Defense, ...] = (),
         watch: Watch | None = None,
-        resumable: bool = True,
+        checkpoint: Path | None = None,
     ) -> Fitted:
-        """Train something under a name of its own, which it resumes by."""
+        """Train something under a name of its own; what is half done is kept in ``checkpoint``, if there is one."""
         return fit(
             data,
             make,
@@ -198,9 +218,9 @@ class Lab:
             streams=streams,
             clean=self.reserve_for(defenses),
             architectures=self.another,
-            probes=self.out / "work" / "probes" if resumable else None,
+            artifacts=self.artifacts,
             watch=watch,
-            checkpoint=self.out / "work" / name if resumable else None,
+            checkpoint=checkpoint,
             progress=self.progress,
             what=name,
         )
@@ -231,10 +251,39 @@ class Lab:
     @cached_property
     def pretrained(self) -> models.Classifier:
         """The network that transfer and fine-tuning start from, trained on clean data."""
-        pool, recipe = self.data[2], self.trial.pretraining
-        fitted = self.fit(pool, self.build, "pretraining", recipe, self.streams.child("pretraining"))
-        self.took("pretraining", fitted.seconds)
-        return cast(models.Classifier, fitted.model)
+        trained = self._once("pretraining", self.data[2], self.trial.pretraining, self.streams.child("pretraining"))
+        self.took("pretraining", trained.seconds)
+        return cast(models.Classifier, trained.model)
+
+    def _once(
+        self, kind: str, data: LabeledImages, recipe: Recipe, streams: Streams, defenses: tuple[Defense, ...] = ()
+    ) -> Trained:
+        """A network of the trial's architecture, trained from new weights once for all who need it."""
+        return train_once(
+            self.artifacts,
+            kind,
+            data,
+            self.build,
+            recipe=recipe,
+            streams=streams,
+            defenses=defenses,
+            progress=self.progress,
+            what=kind,
+        )
+
+    @cached_property
+    def goals(self) -> list[Goal]:
+        """The goals of the trial; those of ``correct = true`` wait for a surrogate to be trained."""
+        train, test, _ = self.data
+        if self.trial.goals.keys:
+            budget = cast(float, getattr(self.trial.attack, "budget", 0.01))
+            return standard_goals(self.trial.goals.count, train, test, budget)
+        right = None
+        if self.trial.goals.correct:
+            surrogate = self.shared_surrogate(train)
+            with torch.no_grad():
+                right = predict(lambda x: surrogate(x).argmax(1), test.x) == test.y.cpu()
+        return choose_goals(self.trial.goals, test, self.streams, right)
 
     def make_victim(self, generator: torch.Generator) -> nn.Module:
         """A victim before training. All that sets the scenarios apart is here and in the recipe."""
@@ -255,7 +304,7 @@ class Lab:
 
     def _surrogate(self, family: str) -> Surrogate:
         """Models of an attacker; ``family`` keeps those of different attackers apart. Each is trained once."""
-        trained: dict[tuple[object, ...], nn.Module] = {}
+        trained: dict[tuple[object, ...], tuple[nn.Module, dict[str, float]]] = {}
 
         def surrogate(
             data: LabeledImages,
@@ -277,8 +326,12 @@ class Lab:
                 return self._train_surrogate(data, family, index, epochs, None, noise)
             key = (index, epochs, noise)
             if key not in trained:
-                trained[key] = self._train_surrogate(data, family, index, epochs, None, noise)
-            return trained[key]
+                before = set(self.seconds)
+                model = self._train_surrogate(data, family, index, epochs, None, noise)
+                trained[key] = model, {name: self.seconds[name] for name in self.seconds.keys() - before}
+            for name, seconds in trained[key][1].items():  # whoever's time is taken next needs it too
+                self.took(name, seconds)
+            return trained[key][0]
 
         return surrogate
 
@@ -294,14 +347,17 @@ class Lab:
         scratch = self.trial.scenario == "scratch"
         recipe = (self.trial.recipe if scratch else self.trial.pretraining).first(epochs)
         streams = self.streams.child("surrogate", family, index)
-        name = f"surrogate-{family}-{index}"
         defenses = () if noise is None else (Friends(zeta=0, random=noise[0], mu=noise[1]),)
         if start is not None:
-            return self.fit(
-                data, lambda _g: deepcopy(start), name, recipe, streams, defenses=defenses, resumable=False
-            ).model
+            return self.fit(data, lambda _g: deepcopy(start), "surrogate", recipe, streams, defenses=defenses).model
         kind = "" if noise is None else f"-{noise[0]}{255 * noise[1]:g}"
-        folder = f"{name}-{recipe.epochs}{kind}-{data.fingerprint[:12]}"
-        fitted = self.fit(data, self.build, folder, recipe, streams, defenses=defenses)
-        self.took(f"training {name}{kind}, {recipe.epochs} epochs", fitted.seconds)
-        return fitted.model
+        name = f"surrogate-{family}-{index}{kind}"
+        if data.fingerprint == self.data[0].fingerprint:
+            trained = self._once("surrogate", data, recipe, streams, defenses)
+            model, seconds = trained.model, trained.seconds
+        else:  # on poisons that are being made: nobody else will ask for it
+            half = self.out / "work" / f"{name}-{recipe.epochs}-{data.fingerprint[:12]}"
+            fitted = self.fit(data, self.build, name, recipe, streams, defenses=defenses, checkpoint=half)
+            model, seconds = fitted.model, fitted.seconds
+        self.took(f"training {name}, {recipe.epochs} epochs", seconds)
+        return model

@@ -27,7 +27,6 @@ import torch
 from friends.attacks.base import bound_of
 from friends.bench import report
 from friends.bench.exhibit import Exhibit
-from friends.bench.goals import choose_goals, standard_goals
 from friends.bench.lab import Lab
 from friends.bench.provenance import commit, device_name, versions
 from friends.bench.record import Arm, Report
@@ -36,7 +35,6 @@ from friends.bench.victims import control, poisons, victim
 from friends.data.files import owned, write_json
 from friends.data.poisoned import Goal
 from friends.training.defense import Defense
-from friends.training.evaluate import predict
 from friends.types import Progress, silent
 
 NOISE = "friendly noise seconds"
@@ -78,7 +76,7 @@ def _run(lab: Lab) -> Report:
         return result
     lab.check()
     _claim(trial, out)
-    goals = goals_of(lab)
+    goals = lab.goals
     arms = (UNDEFENDED, *trial.arms)
     rows: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms} | {"clean": []}
     done, total, count = 0, len(goals) * len(arms) * trial.victims + trial.controls, 0
@@ -149,20 +147,6 @@ def first_difference(theirs: object, ours: object, where: str = "") -> str:
             if a.get(name) != b.get(name):
                 return first_difference(a.get(name), b.get(name), f"{where}.{name}" if where else name)
     return f"its {where or 'setting'} is {theirs!r}, not {ours!r}"
-
-
-def goals_of(lab: Lab) -> list[Goal]:
-    """The goals of a trial; those of ``correct = true`` wait for a surrogate to be trained."""
-    train, test, _ = lab.data
-    if lab.trial.goals.keys:
-        budget = cast(float, getattr(lab.trial.attack, "budget", 0.01))
-        return standard_goals(lab.trial.goals.count, train, test, budget)
-    right = None
-    if lab.trial.goals.correct:
-        surrogate = lab.shared_surrogate(train)
-        with torch.no_grad():
-            right = predict(lambda x: surrogate(x).argmax(1), test.x) == test.y.cpu()
-    return choose_goals(lab.trial.goals, test, lab.streams, right)
 
 
 def _report(lab: Lab, goals: list[Goal], rows: dict[str, list[dict[str, Any]]], poisoned: int) -> Report:

@@ -23,7 +23,7 @@ from friends.data.poisoned import Goal, PoisonedDataset
 from friends.defenses.friends import Friends
 from friends.models.saved import save
 from friends.noise.random import RandomNoise, random_noise
-from friends.training.evaluate import Removal, accuracy, confidence, removal, verdict
+from friends.training.evaluate import Removal, accuracy, confidence, removal, success, verdict
 from friends.training.fit import Fitted
 
 SHOWN = 6
@@ -76,9 +76,25 @@ def _poison_file(lab: Lab, g: int) -> Path:
 
 def _craft(lab: Lab, goals: Sequence[Goal], some: Sequence[int]) -> None:
     """Make and write the poisons of some goals; what is half done is kept in ``work/`` meanwhile."""
+    half = lab.out / "work" / f"crafting-{some[0]:03d}"
+    made, seconds = craft(lab, goals, some, half)
+    for g, poisoned in zip(some, made, strict=True):
+        lab.took(f"crafting {g:03d}", seconds)
+        poisoned.save(_poison_file(lab, g), clean=lab.data[0], key=lab.trial.key())
+    shutil.rmtree(half, ignore_errors=True)
+
+
+def craft(lab: Lab, goals: Sequence[Goal], some: Sequence[int], half: Path) -> tuple[list[PoisonedDataset], float]:
+    """Make the poisons of some goals, checked against what the attack claims.
+
+    Args:
+        half: folder for what is half done, which a later call goes on with.
+
+    Returns:
+        The poisoned sets, and the seconds of crafting one, without those of training surrogates.
+    """
     train, attack = lab.data[0], lab.trial.attack
     watch = _Stopwatch(lab.surrogate_of(some[0]))
-    half = lab.out / "work" / f"crafting-{some[0]:03d}"
     clock = time.perf_counter()
     streams = [lab.streams.child("attack", g) for g in some]
     if isinstance(attack, ManyGoals) and len(some) > 1:
@@ -88,11 +104,7 @@ def _craft(lab: Lab, goals: Sequence[Goal], some: Sequence[int]) -> None:
         one = goals[some[0]]
         made = [attack(train, one, surrogate=watch, streams=streams[0], checkpoint=half, progress=lab.progress)]
     seconds = (time.perf_counter() - clock - watch.seconds) / len(some)
-    for g, poisoned in zip(some, made, strict=True):
-        _checked(lab, poisoned)
-        lab.took(f"crafting {g:03d}", seconds)
-        poisoned.save(_poison_file(lab, g), clean=train, key=lab.trial.key())
-    shutil.rmtree(half, ignore_errors=True)
+    return [_checked(lab, poisoned) for poisoned in made], seconds
 
 
 def _checked(lab: Lab, poisoned: PoisonedDataset) -> PoisonedDataset:
@@ -120,7 +132,8 @@ def victim(lab: Lab, g: int, v: int, arm: ArmSpec, poisoned: PoisonedDataset) ->
         lab.trial.recipe,
         lab.streams.child("victim", g, v) if v else lab.streams.child("victim", g),
         defenses=arm.defenses,
-        watch=_watch(lab, poisoned.goal, accuracy_too=g == 0),
+        watch=watching(lab, poisoned.goal, accuracy_too=g == 0),
+        checkpoint=lab.out / "work" / name,
     )
     if g == 0 and v == 0:
         _keep_model(lab, fitted.model, arm.name)
@@ -134,9 +147,9 @@ def control(lab: Lab, c: int, goals: Sequence[Goal]) -> dict[str, Any]:
     file = lab.out / "victims" / f"{name}.json"
     if file.exists():
         return _read(file)
-    watch = _watch(lab, goals[0], accuracy_too=c == 0)
-    streams = lab.streams.child("victim", c)
-    fitted = lab.fit(lab.data[0], lab.make_victim, name, lab.trial.recipe, streams, watch=watch)
+    watch = watching(lab, goals[0], accuracy_too=c == 0)
+    streams, half = lab.streams.child("victim", c), lab.out / "work" / name
+    fitted = lab.fit(lab.data[0], lab.make_victim, name, lab.trial.recipe, streams, watch=watch, checkpoint=half)
     if c == 0:
         _keep_model(lab, fitted.model, "clean")
     return _judge(lab, file, name, fitted, goals, None)
@@ -150,9 +163,16 @@ def _judge(
     lab: Lab, file: Path, name: str, fitted: Fitted, goals: Sequence[Goal], removed: Removal | None
 ) -> dict[str, Any]:
     """Write down how a model fares; from then on its checkpoint is not needed."""
+    write_json(file, outcome_of(lab, fitted, goals, removed))
+    shutil.rmtree(lab.out / "work" / name, ignore_errors=True)
+    return _read(file)
+
+
+def outcome_of(lab: Lab, fitted: Fitted, goals: Sequence[Goal], removed: Removal | None) -> dict[str, Any]:
+    """How a model fares on the test images and on some goals, as plain values."""
     clean = accuracy(fitted.predictor, lab.data[1])
     verdicts = [verdict(fitted.predictor, goal, lab.device) for goal in goals]
-    outcome = {
+    return {
         "hits": [int(hit.sum()) for hit, _ in verdicts],
         "refused": [int(refused.sum()) for _, refused in verdicts],
         "images": [len(goal) for goal in goals],
@@ -165,17 +185,15 @@ def _judge(
         "shared": fitted.shared_seconds,
         "history": [{what: float(f"{value:.6g}") for what, value in line.items()} for line in fitted.history],
     }
-    write_json(file, outcome)
-    shutil.rmtree(lab.out / "work" / name, ignore_errors=True)
-    return _read(file)
 
 
-def _watch(lab: Lab, goal: Goal, *, accuracy_too: bool) -> Callable[[nn.Module, int], dict[str, float]]:
+def watching(lab: Lab, goal: Goal, *, accuracy_too: bool) -> Callable[[nn.Module, int], dict[str, float]]:
     """What is written down after every epoch; accuracy only where asked, since it takes longest."""
     test = lab.data[1]
 
     def watch(model: nn.Module, epoch: int) -> dict[str, float]:
-        seen = {"confidence": float(confidence(model, goal, lab.device).mean())}
+        won = success(lambda x: model(x).argmax(1), goal, lab.device)
+        seen = {"confidence": float(confidence(model, goal, lab.device).mean()), "success": float(won.float().mean())}
         if accuracy_too:
             seen["accuracy"] = accuracy(lambda x: model(x).argmax(1), test).strict
         return seen

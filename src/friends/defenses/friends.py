@@ -22,6 +22,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from friends.data.images import LabeledImages
+from friends.digest import digest
+from friends.modules import weights_hash
 from friends.noise.friendly import RELEASED, FriendlySettings
 from friends.noise.random import RandomNoise, add_noise, check_random, check_strength
 from friends.noise.store import NoiseStore, grey_noise
@@ -110,14 +112,21 @@ class Friends(Defense):
             kept["friendly"] = self._load(run.data).tensor(run.device)
             return
         clock = time.perf_counter()
-        kept["friendly"] = grey_noise(
-            self._maker(run),
-            run.data.x,
-            torch.arange(len(run.data)),
-            replace(self.settings, zeta=self.zeta),
-            seed=run.streams.integer("friendly"),
-            progress=run.progress,
-        )
+        model = self._maker(run)
+        settings, seed = replace(self.settings, zeta=self.zeta), run.streams.integer("friendly")
+        identity = {
+            "data": run.data.fingerprint,
+            "model": type(model).__name__ + weights_hash(model),
+            "settings": repr(settings),
+            "seed": seed,
+            "code": digest("friends.noise.grey"),
+        }
+
+        def make() -> dict[str, Tensor]:
+            rows = torch.arange(len(run.data))
+            return {"friendly": grey_noise(model, run.data.x, rows, settings, seed=seed, progress=run.progress)}
+
+        kept["friendly"] = run.once("noise", identity, make)["friendly"]
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)
         run.remarks["friendly noise seconds"] = time.perf_counter() - clock

@@ -61,6 +61,7 @@ class Checkpoint:
             "history": history,
             "seconds": seconds,
             "shared": run.shared_seconds,
+            "used": run.used,
         }
         write_tensors(self.path, tensors, header)
         for old in self.folder.glob("memory-*.safetensors"):
@@ -90,6 +91,7 @@ class Checkpoint:
         run.epoch, run.epochs = cast(int, header["epoch"]), cast(int, header["epochs"])
         run.augment = bool(header["augment"])
         run.shared_seconds = cast(float, header.get("shared", 0.0))
+        run.used |= cast("dict[str, str]", header.get("used", {}))
         run.keep = tensors.pop("keep").to(run.device)
         if header["memory"]:
             memory, _ = read_tensors(self.folder / str(header["memory"]))

@@ -26,8 +26,10 @@ every time, so a hook may replace them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -35,6 +37,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from friends.data.artifacts import Artifacts
+from friends.data.files import read_tensors, write_tensors
 from friends.data.images import LabeledImages
 from friends.modules import logits_of
 from friends.training.recipe import Recipe
@@ -89,7 +93,7 @@ class Probe(Protocol):
     """Train another model on (part of) the same data, with the same recipe: what filters look through.
 
     The same call on the same data and streams gives the same model, so defenses that ask for the same probe can share
-    it (``fit(..., probes=...)``).
+    it (``fit(..., artifacts=...)``).
 
     Args:
         keep: ``(n,)`` bool, the rows to train on; all by default.
@@ -130,10 +134,12 @@ class Run:
         augment: whether flip and shift are on.
         clean: a clean reserve outside the training data, for the defenses that are entitled to one.
         probe: trains a helper model.
+        artifacts: where probes and noises are kept for other trainings; use :meth:`once`.
         progress: where long steps say how far they are.
         remarks: numbers that a defense wants in this epoch's line of the history, such as how long a step took.
-        shared_seconds: training time of probes that were found ready-made: what this training would have cost more
-            had it been alone.
+        shared_seconds: the time of what was found ready-made, probes and noises: what this training would have cost
+            more had it been alone.
+        used: keys of the artifacts that it made or found, by kind.
     """
 
     data: LabeledImages
@@ -146,6 +152,7 @@ class Run:
     keep: Tensor
     probe: Probe
     clean: LabeledImages | None = None
+    artifacts: Artifacts | None = None
     epoch: int = 0
     step: int = 0
     augment: bool = True
@@ -153,6 +160,7 @@ class Run:
     predictor: Predictor = field(init=False)
     remarks: dict[str, float] = field(default_factory=dict)
     shared_seconds: float = 0.0
+    used: dict[str, str] = field(default_factory=dict[str, str])
     _memory: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _defenses: tuple[Defense, ...] = field(default=(), repr=False)
 
@@ -181,6 +189,35 @@ class Run:
         """
         same = [d for d in self._defenses[: self._place(defense)] if type(d) is type(defense)]
         return self.streams(type(defense).__name__, len(same), *name, device=self.device)
+
+    def once(
+        self, kind: str, identity: Mapping[str, object], make: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """Tensors that take long to make and that other trainings may need too: made, or found where one made them.
+
+        Args:
+            kind: what they are called among the artifacts, such as ``"noise"``.
+            identity: plain values that determine them: settings, fingerprint of the data, hash of the weights, seed.
+            make: makes them; must depend on nothing else.
+
+        Returns:
+            The tensors, on the training device.
+        """
+        if self.artifacts is None:
+            return make()
+        made = False
+
+        def write(folder: Path) -> dict[str, object]:
+            nonlocal made
+            clock, made = time.perf_counter(), True
+            write_tensors(folder / f"{kind}.safetensors", make())
+            return {"seconds": time.perf_counter() - clock}
+
+        artifact = self.artifacts.obtain(kind, identity, write, title=kind, progress=self.progress)
+        self.used[kind] = artifact.key
+        self.shared_seconds += 0.0 if made else float(str(artifact.facts["seconds"]))
+        tensors, _ = read_tensors(artifact.file(f"{kind}.safetensors"))
+        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
     def _place(self, defense: Defense) -> int:
         for place, other in enumerate(self._defenses):

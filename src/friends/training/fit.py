@@ -13,7 +13,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -21,8 +21,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from friends.data.artifacts import Artifacts
 from friends.data.files import read_tensors, write_tensors
 from friends.data.images import LabeledImages
+from friends.digest import digest
+from friends.modules import weights_hash
 from friends.training.checkpoint import Checkpoint
 from friends.training.defense import Defense, Predictor, Run, argmax_predictor, check_clean, check_composition
 from friends.training.recipe import Recipe, sgd
@@ -44,7 +47,9 @@ class Fitted:
         memory: what each defense kept, in the order of the defenses.
         keep: ``(n,)`` bool, the rows trained on in the last epoch.
         seconds: training time, defenses included, watching and saving not, over all the processes that it took.
-        shared_seconds: what the probes that it found ready-made had cost; alone it would have taken so much longer.
+        shared_seconds: what the probes and noises that it found ready-made had cost; alone it would have taken so much
+            longer.
+        used: the keys of the artifacts that it made or found, by kind.
     """
 
     model: nn.Module
@@ -54,6 +59,7 @@ class Fitted:
     keep: Tensor
     seconds: float
     shared_seconds: float = 0.0
+    used: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def removed(self) -> Tensor:
@@ -71,7 +77,7 @@ def fit(
     streams: Streams,
     clean: LabeledImages | None = None,
     architectures: Architectures | None = None,
-    probes: Path | None = None,
+    artifacts: Artifacts | None = None,
     watch: Watch | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 2.0,
@@ -89,8 +95,8 @@ def fit(
             whatever the defenses.
         clean: a reserve of clean images, for the defenses that are entitled to one.
         architectures: makes a network of another architecture by its name, for defenses that train a small proxy.
-        probes: folder of finished probes. Trainings on the same data with the same recipe and streams that name the
-            same folder train each probe once between them.
+        artifacts: where probes and friendly noises are kept. Trainings that ask for the same one, in whatever process,
+            make it once between them.
         watch: called with the model (in eval mode) and the number of finished epochs after every epoch; what it
             returns goes into the history. It cannot influence the training.
         checkpoint: folder to resume from and to save to. A training killed at any moment and started again with
@@ -111,8 +117,8 @@ def fit(
     check_composition(defenses)
     check_clean(defenses, clean)
     minimised = _loss_of(defenses)
-    probe = _Prober(data, make_model, recipe, streams, architectures, probes, checkpoint, progress)
-    run = _start(data, make_model, recipe, defenses, streams, clean, probe, progress)
+    probe = _Prober(data, make_model, recipe, streams, architectures, artifacts, checkpoint, progress)
+    run = _start(data, make_model, recipe, defenses, streams, clean, probe, artifacts, progress)
     probe.run = run
     saved = Checkpoint(checkpoint, _identity(run, defenses)) if checkpoint else None
     history: list[dict[str, float]] = []
@@ -141,7 +147,7 @@ def fit(
     run.model.eval()
     memory = tuple(run.memory(defense) for defense in defenses)
     seconds = before + time.perf_counter() - clock - aside
-    return Fitted(run.model, run.predictor, tuple(history), memory, run.keep, seconds, run.shared_seconds)
+    return Fitted(run.model, run.predictor, tuple(history), memory, run.keep, seconds, run.shared_seconds, run.used)
 
 
 def _start(
@@ -152,6 +158,7 @@ def _start(
     streams: Streams,
     clean: LabeledImages | None,
     probe: _Prober,
+    artifacts: Artifacts | None,
     progress: Progress,
 ) -> Run:
     """A run at epoch 0."""
@@ -168,11 +175,100 @@ def _start(
         keep=keep,
         probe=probe,
         clean=clean,
+        artifacts=artifacts,
         augment=recipe.augment is not None,
         progress=progress,
         _memory={place: {} for place in range(len(defenses))},
         _defenses=tuple(defenses),
     )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that was trained once, and is found from then on.
+
+    Args:
+        model: in eval mode, on the device of its data.
+        seconds: what its training took, whoever did it.
+        found: whether it was there already.
+        key: of the artifact; empty where none is kept.
+    """
+
+    model: nn.Module
+    seconds: float
+    found: bool
+    key: str = ""
+
+
+def train_once(
+    artifacts: Artifacts | None,
+    kind: str,
+    data: LabeledImages,
+    make_model: MakeModel,
+    *,
+    recipe: Recipe,
+    streams: Streams,
+    defenses: Sequence[Defense] = (),
+    architectures: Architectures | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress = silent,
+    what: str = "training",
+) -> Trained:
+    """:func:`fit`, unless the same network has been trained before: same data, start, recipe, defenses and streams.
+
+    Args:
+        artifacts: where it is kept, weights alone; None keeps nothing.
+        kind: what it is called there, such as ``"surrogate"``.
+        checkpoint: where a training in progress is kept if there are no artifacts.
+        data, make_model, recipe, streams, defenses, architectures, progress, what: as :func:`fit` takes them. The
+            defenses must leave the layers of the network as they are.
+    """
+    made: list[Fitted] = []
+
+    def train(half: Path | None) -> Fitted:
+        with torch.enable_grad():  # a defense may ask for a probe from within no_grad
+            return fit(
+                data,
+                make_model,
+                recipe=recipe,
+                defenses=defenses,
+                streams=streams,
+                architectures=architectures,
+                artifacts=artifacts,
+                checkpoint=half,
+                progress=progress,
+                what=what,
+            )
+
+    def make(folder: Path) -> dict[str, object]:
+        made.append(train(folder / "half" / "training"))
+        write_tensors(folder / "model.safetensors", made[0].model.state_dict())
+        return {"seconds": made[0].seconds}
+
+    if artifacts is None:
+        fitted = train(checkpoint)
+        return Trained(fitted.model, fitted.seconds, False)
+    start = make_model(streams("weights"))  # what it starts from is part of what it is: it may be pretrained
+    identity = {
+        "data": data.fingerprint,
+        "start": weights_hash(start),
+        "recipe": repr(recipe),
+        "defenses": repr(list(defenses)),
+        "seed": streams.seed,
+        "code": digest("friends.training.fit", "friends.models", *(type(d).__module__ for d in _ours(defenses))),
+    }
+    artifact = artifacts.obtain(kind, identity, make, title=f"{what}, {recipe.epochs} epochs", progress=progress)
+    seconds = cast(float, artifact.facts["seconds"])
+    if made:
+        return Trained(made[0].model, seconds, False, artifact.key)
+    start.load_state_dict(read_tensors(artifact.file("model.safetensors"))[0])
+    model = start.to(device=data.device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+    return Trained(model, seconds, True, artifact.key)
+
+
+def _ours(defenses: Sequence[Defense]) -> list[Defense]:
+    """The defenses of this package, whose code is known."""
+    return [defense for defense in defenses if type(defense).__module__.split(".")[0] == "friends"]
 
 
 class _Prober:
@@ -185,12 +281,13 @@ class _Prober:
         recipe: Recipe,
         streams: Streams,
         architectures: Architectures | None,
-        folder: Path | None,
+        artifacts: Artifacts | None,
         checkpoint: Path | None,
         progress: Progress,
     ) -> None:
         self.data, self.make_model, self.recipe, self.streams = data, make_model, recipe, streams
-        self.architectures, self.folder, self.checkpoint, self.progress = architectures, folder, checkpoint, progress
+        self.architectures, self.artifacts, self.checkpoint = architectures, artifacts, checkpoint
+        self.progress = progress
         self.run: Run | None = None
 
     def __call__(
@@ -206,29 +303,26 @@ class _Prober:
         part = self.data if keep is None else self.data.rows(keep.nonzero().flatten())
         recipe = self.recipe.first(epochs)
         recipe = recipe if lr is None else replace(recipe, lr=lr)
-        make = self.make_model if architecture is None else self._other(architecture)
         streams = self.streams.child("probe", name, *([architecture] if architecture else []))
-        start = make(streams("weights"))  # part of what makes the probe: a pretrained network has weights of its own
-        what = (part.fingerprint, repr(recipe), repr(list(defenses)), streams.seed, weights_hash(start))
-        label = f"probe-{name}-{recipe.epochs}-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
-        file = self.folder / f"{label}.safetensors" if self.folder else None
-        if file is not None and file.exists():
-            return self._found(file, start)
-        with torch.enable_grad():  # a defense may ask from within no_grad
-            fitted = fit(
-                part,
-                make,
-                recipe=recipe,
-                defenses=defenses,
-                streams=streams,
-                architectures=self.architectures,
-                checkpoint=self.checkpoint / label if self.checkpoint else None,
-                progress=self.progress,
-                what=name,
-            )
-        if file is not None:
-            write_tensors(file, fitted.model.state_dict(), {"format": PROBE, "seconds": fitted.seconds})
-        return fitted.model
+        what = (part.fingerprint, repr(recipe), repr(list(defenses)), streams.seed)
+        label = f"probe-{name}-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
+        trained = train_once(
+            self.artifacts,
+            "probe",
+            part,
+            self.make_model if architecture is None else self._other(architecture),
+            recipe=recipe,
+            streams=streams,
+            defenses=defenses,
+            architectures=self.architectures,
+            checkpoint=self.checkpoint / label if self.checkpoint else None,
+            progress=self.progress,
+            what=name,
+        )
+        if self.run is not None and trained.key:
+            self.run.used["probe"] = trained.key
+            self.run.shared_seconds += trained.seconds if trained.found else 0.0
+        return trained.model
 
     def _other(self, architecture: str) -> MakeModel:
         make = self.architectures
@@ -236,18 +330,6 @@ class _Prober:
             raise ValueError(f"a defense asks for a proxy network {architecture!r}: pass fit(..., architectures=...), "
                              "which makes one by its name")  # fmt: skip
         return lambda generator: make(architecture, generator)
-
-    def _found(self, file: Path, model: nn.Module) -> nn.Module:
-        tensors, header = read_tensors(file)
-        if header.get("format") != PROBE:
-            raise ValueError(f"{file} is not a probe of ours: delete it")
-        model.load_state_dict(tensors)
-        if self.run is not None:
-            self.run.shared_seconds += cast(float, header["seconds"])
-        return model.to(device=self.data.device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
-
-
-PROBE = "friends-probe-1"
 
 
 def _epoch(
@@ -352,12 +434,3 @@ def _identity(run: Run, defenses: Sequence[Defense]) -> dict[str, str]:
         "initial model": weights_hash(run.model),
         "clean reserve": run.clean.fingerprint if run.clean is not None else "none",
     }
-
-
-def weights_hash(model: nn.Module) -> str:
-    """sha256 over the names, shapes and values of a model's parameters and buffers."""
-    sha = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        sha.update(f"{name}{tuple(value.shape)}".encode())
-        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
