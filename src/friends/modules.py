@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import contextlib
+import hashlib
 from collections.abc import Generator, Sequence
 from typing import cast
 

@@ -176,7 +176,7 @@ class Workbench:
         def make(folder: Path) -> Plain:
             lab = self.lab(cell)
             lab.work_in(folder / "half" / "lab")
-            with Meter() as meter:
+            with Meter(self.device) as meter:
                 (poisoned,), seconds = craft(lab, lab.goals, [cell.goal], folder / "half" / "crafting")
             poisoned.save(folder / "poisons.safetensors", clean=lab.data[0], key=cell.trial.key())
             surrogates = sum(value for name, value in lab.seconds.items() if name.startswith(("training", "pretrain")))
@@ -214,7 +214,7 @@ class Workbench:
             streams = lab.streams.child("victim", cell.goal, *([cell.victim] if cell.victim else []))
             first = cell.goal == cell.victim == 0 and cell.row.name == UNDEFENDED  # accuracy by epoch costs time
             started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            with Meter() as meter:
+            with Meter(self.device) as meter:
                 fitted = fit(
                     lab.data[0] if clean else poisoned.train,
                     lab.make_victim,
