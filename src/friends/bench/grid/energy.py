@@ -71,9 +71,8 @@ def _gpu(device: torch.device) -> float | None:
         return None
     try:
         pynvml.nvmlInit()  # pyright: ignore[reportUnknownMemberType]
-        index = torch.cuda.current_device() if device.index is None else device.index
-        bus = torch.cuda.get_device_properties(index)
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{bus.uuid}")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        uuid = torch.cuda.get_device_properties(device).uuid
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     except Exception:  # no driver, no permission, an old card: no number
         return None

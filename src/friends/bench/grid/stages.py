@@ -258,8 +258,8 @@ class Workbench:
     def noise_of(self, cell: Cell) -> torch.Tensor | None:
         """The friendly noise ``(n, c, h, w)`` int8 in grey levels that a cell's training made, if it made some."""
         used = _outcome(self.victim(cell))["used"]
-        folder = self.artifacts.root / "noise" / str(used.get("noise"))
-        return read_tensors(folder / "noise.safetensors")[0]["friendly"] if "noise" in used else None
+        noise = self.artifacts.by_key("noise", str(used["noise"])) if "noise" in used else None
+        return None if noise is None else read_tensors(noise.file("noise.safetensors"))[0]["friendly"]
 
     def record(self, cell: Cell, *, keep_model: bool = False) -> Record:
         """Run a cell, or what is left of it, and say what came out."""
