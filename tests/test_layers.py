@@ -14,8 +14,11 @@ from friends.defenses import DEFENSES
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "friends"
 
 ROWS: dict[str, int] = {
-    "cli": 5,
-    "__main__": 6,
+    "__main__": 7,
+    "cli": 6,
+    "cli_bench": 5,
+    "cli_tune": 5,
+    "terminal": 1,
     "integrations": 5,
     "bench": 4,
     "attacks": 3,

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import textwrap
-import time
-import warnings
 import webbrowser
-from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as Remaining
 
 from friends._version import __version__
+from friends.terminal import Bars, Device, Download, Threads, console, escape, guarded, pick_device
 
 if TYPE_CHECKING:
-    import torch
-
     from friends.bench.poison_folder import Manifest
     from friends.bench.record import Report
     from friends.bench.trial import Trial
@@ -45,52 +35,7 @@ app = typer.Typer(
         "defense on data of your choice."
     ),
 )
-console = Console()
-errors = Console(stderr=True)
-
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run [default: runs/NAME].")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
-Download = Annotated[bool, typer.Option(help="Fetch CIFAR-10 or CIFAR-100 from its home if it is not here.")]
-Threads = Annotated[int, typer.Option(help="Processor threads; 0 keeps torch's choice. Tiny nets are fastest with 1.")]
-
-
-class Bars:
-    """Progress bars: one for the whole trial, one for the step that is under way, each with an estimate."""
-
-    def __init__(self) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description}", justify="left"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            Remaining(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            transient=True,
-            refresh_per_second=4,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._last: dict[str, float] = {}
-
-    def __enter__(self) -> Bars:
-        self._bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._bars.stop()
-
-    def __call__(self, what: str, done: int, total: int, note: str = "", /) -> None:
-        now = time.monotonic()
-        soon = now - self._last.get(what, 0) < 0.1 and what not in ("trial", "goals")
-        if done < total and what in self._tasks and soon:
-            return
-        self._last[what] = now
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total, note=note)
-        self._bars.update(self._tasks[what], completed=done, total=total, note=note)
-        if done >= total:
-            self._bars.remove_task(self._tasks.pop(what))
 
 
 def _version(wanted: bool) -> None:
@@ -130,7 +75,7 @@ def demo(
         trial = read_trial(Path(file))
     if seed is not None:
         trial = replace(trial, seed=seed, name=f"demo-{seed}")
-    result = _guarded(lambda: _run(trial, out, device, threads, fresh=fresh, download=False))
+    result = guarded(lambda: _run(trial, out, device, threads, fresh=fresh, download=False))
     if open_report:
         webbrowser.open(result.as_uri())
 
@@ -166,7 +111,7 @@ def run(
             chosen = replace(chosen, seed=seed, name=f"{chosen.name}-{seed}")
         return _run(chosen, out, device, threads, fresh=fresh, download=download)
 
-    _guarded(work)
+    guarded(work)
 
 
 @app.command()
@@ -225,12 +170,12 @@ def noise(
             seed=seed,
             size=size,
         )
-        where = _device(device, threads)
+        where = pick_device(device, threads)
         with Bars() as bars:
             make_store(job, out, device=where, download=download, progress=bars)
         _describe(out)
 
-    _guarded(work)
+    guarded(work)
 
 
 def _describe(folder: Path) -> None:
@@ -392,7 +337,7 @@ def attack(
             trial = attack_trial(what, options, settings or ())
             _attack(trial, out, export, device, threads, fresh=fresh, download=download)
 
-    _guarded(work)
+    guarded(work)
 
 
 def _attack(
@@ -412,12 +357,12 @@ def _attack(
         with owned(out):
             shutil.rmtree(out)
     elif found is not None and not found.finished:
-        console.print(f"[dim]resuming {_escape(str(out))}[/]")
+        console.print(f"[dim]resuming {escape(str(out))}[/]")
     with Bars() as bars:
-        where = str(_device(device, threads))
+        where = str(pick_device(device, threads))
         manifest = craft_folder(trial, out, device=where, download=download, export_to=export, progress=bars)
     if found is not None and found.finished and not fresh:
-        console.print(f"[dim]{_escape(str(out))} was finished; --fresh crafts it again.[/]")
+        console.print(f"[dim]{escape(str(out))} was finished; --fresh crafts it again.[/]")
     _show_poisons(manifest, out)
 
 
@@ -452,7 +397,7 @@ def _show_poisons(manifest: Manifest, folder: Path) -> None:
     for entry in manifest.goals:
         scores = "" if entry.score_first is None else f"{entry.score_first:.3g} → {entry.score_last:.3g}"
         table.add_row(
-            _escape(entry.goal), str(entry.poisons), f"{entry.largest_change}/255", scores, f"{entry.seconds:.3g}"
+            escape(entry.goal), str(entry.poisons), f"{entry.largest_change}/255", scores, f"{entry.seconds:.3g}"
         )
     console.print(table)
     data = manifest.data
@@ -479,7 +424,7 @@ def _show_catalogue() -> None:
     for entry in catalogue(ATTACKS):
         name, title, *rest = entry.cells
         folded = textwrap.fill(title, max(20, len(name)))
-        table.add_row(f"[bold]{name}[/]\n{_escape(folded)}", *(cell.replace(", ", "\n") for cell in rest))
+        table.add_row(f"[bold]{name}[/]\n{escape(folded)}", *(cell.replace(", ", "\n") for cell in rest))
     console.print(table)
     console.print("One of them: friends attack NAME\nCraft: friends attack NAME --data DATA -o FOLDER", highlight=False)
 
@@ -493,7 +438,7 @@ def _show_attack(name: str) -> None:
 
     entry = catalogue({name: ATTACKS[name]})[0]
     about, cost = entry.about, entry.cost
-    console.print(f"[bold]{_escape(about.title)}[/], {_escape(about.paper)}", highlight=False)
+    console.print(f"[bold]{escape(about.title)}[/], {escape(about.paper)}", highlight=False)
     console.print(
         f"{entry.aim}; {' or '.join(about.scenarios)}; labels {'kept' if about.clean_label else 'changed'}\n"
         f"for one goal on CIFAR-10 in full: {amount(cost.forwards)} passes of an image through a surrogate; surrogates "
@@ -502,7 +447,7 @@ def _show_attack(name: str) -> None:
     )
     table = Table("--set", "default", "meaning")
     for setting in entry.settings:
-        table.add_row(*map(_escape, setting))
+        table.add_row(*map(escape, setting))
     console.print(table)
     console.print(f"Craft: friends attack {name} --data DATA -o FOLDER", highlight=False)
 
@@ -523,7 +468,7 @@ def _run(trial: Trial, out: Path | None, device: str, threads: int, *, fresh: bo
     elif (folder / "trial.json").exists():
         console.print(f"[dim]resuming {folder}[/]")
     with Bars() as bars:
-        where = str(_device(device, threads))
+        where = str(pick_device(device, threads))
         result = run_trial(trial, folder, device=where, download=download, progress=bars)
     _show(result, folder)
     return (folder / "report.html").resolve()
@@ -536,62 +481,6 @@ def _show(result: Report, folder: Path) -> None:
     console.print(headline(result), highlight=False, markup=False)
     console.print(summary_table(result))
     console.print(f"record  {folder / 'record.json'}\nreport  {folder / 'report.html'}", highlight=False)
-
-
-def _device(name: str, threads: int) -> torch.device:
-    import torch
-
-    if threads < 0:
-        raise ValueError(f"threads is a number >= 0, not {threads}")
-    if threads:
-        torch.set_num_threads(threads)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def _again() -> str:
-    """The command that goes on with what was stopped: the same, without starting afresh."""
-    return shlex.join(["friends", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
-
-
-def _guarded(work: Callable[[], T]) -> T:
-    """Run a command's work. What the user can mend is one line on stderr; Ctrl-C says how to go on."""
-    again = f"\nstopped; everything finished is kept. To go on: {_again()}"
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _warn
-            return work()
-    except KeyboardInterrupt:
-        errors.print(again, highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
-    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-        _say("error", "red", error)
-        raise typer.Exit(2) from None
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        _say("error", "red", f"the device's memory is full: choose a smaller batch or network ({error})")
-        raise typer.Exit(2) from None
-
-
-def _warn(message: Warning | str, *_where: object) -> None:
-    _say("warning", "yellow", message)
-
-
-def _say(kind: str, colour: str, what: object) -> None:
-    errors.print(f"[{colour}]{kind}:[/] {_escape(str(what))}", highlight=False, soft_wrap=True)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def main() -> None:

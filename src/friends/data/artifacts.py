@@ -198,10 +198,16 @@ class Artifacts:
             return found
         key = self.key(kind, identity)
 
+        wait, waited = f"waiting for another process's {kind}", False
+
         def waiting(seconds: float) -> None:
-            progress(f"waiting for the {kind} of another process", 0, 0, f"{seconds:.0f} s")
+            nonlocal waited
+            waited = True
+            progress(wait, 0, 1, f"{seconds:.0f} s")
 
         with locked(self._lock(kind, key), waiting) as alone:
+            if waited:
+                progress(wait, 1, 1)
             found = self.find(kind, identity)
             if found is None:
                 self._mark()
