@@ -9,6 +9,7 @@ import ast
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 _PACKAGE = Path(__file__).resolve().parent
 _TABLES = ("friends", "friends.attacks", "friends.defenses", "friends.bench.trial", "friends.data.artifacts")
@@ -74,19 +75,42 @@ def _ours(name: str) -> bool:
     return name.split(".")[0] == "friends" and _file(name) is not None
 
 
+_SILENT = ("ctx", "kind", "type_comment", "type_ignores", "type_params")
+"""Fields of the tree that say nothing about what runs, or that only some versions of Python have."""
+
+
 @cache
 def _essence(module: str) -> str:
-    """The code of a module without docstrings; comments and layout are not in the tree."""
-    tree = ast.parse(ast.unparse(_tree(module)))  # a copy: the one kept is for imports
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            kept = [part for part in body if not _is_text(part)]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-    return ast.unparse(tree)
+    """The code of a module as text that is the same in every version of Python: no comments, layout or docstrings."""
+    return _spelt(_tree(module))
 
 
-def _is_text(node: ast.stmt) -> bool:
+def _spelt(node: object) -> str:
+    """A piece of a syntax tree. Written here because what ``ast`` prints changes from version to version."""
+    if isinstance(node, list):
+        parts = [part for part in cast("list[object]", node) if not _is_text(part)]
+        return f"[{' '.join(_spelt(part) for part in parts)}]"
+    if isinstance(node, ast.JoinedStr):
+        return f"(JoinedStr {_spelt(_joined(node))})"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if name not in _SILENT and value not in (None, [])]
+    inside = " ".join(f"{name}={_spelt(value)}" for name, value in fields)
+    return f"({type(node).__name__} {inside})"
+
+
+def _joined(text: ast.JoinedStr) -> list[object]:
+    """The parts of an f-string, neighbouring constants as one: versions cut them differently."""
+    parts: list[object] = []
+    for part in text.values:
+        if isinstance(part, ast.Constant) and parts and isinstance(parts[-1], str):
+            parts[-1] += str(part.value)
+        else:
+            parts.append(str(part.value) if isinstance(part, ast.Constant) else part)
+    return parts
+
+
+def _is_text(node: object) -> bool:
     """Whether a statement is a string by itself: a docstring, or the text below a constant."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
