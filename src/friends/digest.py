@@ -100,14 +100,14 @@ def _spelt(node: object) -> str:
 
 
 def _joined(text: ast.JoinedStr) -> list[object]:
-    """The parts of an f-string, neighbouring constants as one: versions cut them differently."""
+    """The parts of an f-string, neighbouring constants as one, none empty: versions cut them differently."""
     parts: list[object] = []
     for part in text.values:
         if isinstance(part, ast.Constant) and parts and isinstance(parts[-1], str):
             parts[-1] += str(part.value)
         else:
             parts.append(str(part.value) if isinstance(part, ast.Constant) else part)
-    return parts
+    return [part for part in parts if part != ""]
 
 
 def _is_text(node: object) -> bool:
