@@ -103,14 +103,13 @@ class Workbench:
     def poison_identity(self, cell: Cell) -> Plain:
         """What determines the poisons of a cell; cells that share it share the poisons."""
         trial = cell.trial
-        attack = type(trial.attack).__module__
         return {
             **self._setting(trial),
             "attack": plain_value(trial.attack),
             "goals": _but(plain_value(trial.goals), "count"),
             "goal": cell.goal,
             "own surrogates": trial.own_surrogates,
-            "code": digest(attack, "friends.bench.lab", "friends.bench.goals", "friends.bench.victims"),
+            "code": digest(*_poison_code(trial)),
         }
 
     def _setting(self, trial: Trial) -> Plain:
@@ -132,21 +131,18 @@ class Workbench:
     def victim_identity(self, cell: Cell) -> Plain:
         """What determines the outcome of a cell."""
         defenses = cell.arm.defenses
-        code = digest(
-            "friends.training.fit",
-            "friends.training.evaluate",
-            "friends.bench.lab",
-            "friends.bench.victims",
-            *(type(defense).__module__ for defense in defenses),
-        )
         return {
             "poison": self.artifacts.key("poison", self.poison_identity(cell)),
             "clean": cell.row.name == CLEAN,
             "defenses": plain_value(defenses),
             "recipe": plain_value(cell.recipe),
             "victim": cell.victim,
-            "code": code,
+            "code": digest(*_victim_code(cell)),
         }
+
+    def code(self, cell: Cell) -> str:
+        """A hash of all code that can change what comes out of a cell."""
+        return digest(*_poison_code(cell.trial), *_victim_code(cell))
 
     def cell_key(self, cell: Cell) -> str:
         """The key of a cell's settings and data, whatever the code: what records of two versions share."""
@@ -283,7 +279,7 @@ class Workbench:
             goal_name=str(found["goal"]),
             y_true=str(found["y_true"]),
             y_wanted=str(found["y_wanted"]),
-            code=str(self.victim_identity(cell)["code"]),
+            code=self.code(cell),
             keys={"poison": poison.key, "victim": victim.key, **found["used"]},
             hits=int(found["hits"][0]),
             images=int(found["images"][0]),
@@ -313,6 +309,18 @@ class Workbench:
             threads=int(str(made["threads"])),
             started=str(made["started"]),
         )
+
+
+def _poison_code(trial: Trial) -> tuple[str, ...]:
+    """The modules that poisons depend on."""
+    attack = type(trial.attack).__module__
+    return attack, "friends.bench.lab", "friends.bench.goals", "friends.bench.victims"
+
+
+def _victim_code(cell: Cell) -> tuple[str, ...]:
+    """The modules that a victim depends on, given its poisons."""
+    shared = ("friends.training.fit", "friends.training.evaluate", "friends.bench.lab", "friends.bench.victims")
+    return *shared, *(type(defense).__module__ for defense in cell.arm.defenses)
 
 
 def _outcome(victim: Artifact) -> Plain:
