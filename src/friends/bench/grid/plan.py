@@ -225,16 +225,20 @@ def _bytes(cell: Cell, bench: Workbench, keep_models: bool) -> int:
     return 20_000 + weights + (train * c * h * w if noisy else 0)
 
 
-def tasks_of(whole: Plan, payload: Mapping[str, Any], *, gpus: float = 0.0) -> list[Task]:
+def tasks_of(
+    whole: Plan, payload: Mapping[str, Any], *, left: Sequence[Planned] | None = None, gpus: float = 0.0
+) -> list[Task]:
     """The work that is left, as tasks: first the poisons, then the cells that share them.
 
     Args:
+        whole: the plan.
+        left: which cells; by default those that are not in the cache.
         payload: what every task needs to know beside its cell: ``cache``, ``device``, ...
         gpus: fraction of a GPU that a task takes.
     """
     tasks: list[Task] = []
     crafting: set[str] = set()
-    for planned in whole.left:
+    for planned in whole.left if left is None else left:
         cell = planned.cell
         given = {**payload, "cell": cell.to_json(), "keep": whole.grid.keep_models}
         value, memory = -planned.order, _memory(cell)

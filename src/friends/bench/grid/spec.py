@@ -261,6 +261,17 @@ class Grid:
         """
         return self._parts[0]
 
+    def cell_at(self, labels: Mapping[str, str], row: str, seed: int, goal: int, victim: int) -> Cell | None:
+        """The cell at a place, of whatever seed; ``None`` where the grid has no such point or row."""
+        for at, table in self.points():
+            if at != dict(labels):
+                continue
+            always = [Row(name=name) for name in UNDEFENDED_ROWS]
+            (found,) = [r for r in (*always, *self.rows_at(at, table)) if r.name == row][:1] or [None]
+            rest = {name: value for name, value in table.items() if name != "defenses"}
+            return None if found is None else self._cell(at, rest, found, seed, goal, victim)
+        return None
+
     def undefined(self) -> list[tuple[dict[str, str], str, str]]:
         """Rows that a point cannot have: labels, row, and why."""
         return self._parts[1]
@@ -323,12 +334,21 @@ class Grid:
         }
 
     def write(self, out: Path) -> None:
-        """Write ``grid.json`` into its folder."""
-        write_json(out / "grid.json", json.loads(json.dumps(self.to_json())))
+        """Write ``grid.json`` into its folder; of data by path only the last part of the path."""
+        write_json(out / "grid.json", json.loads(json.dumps(_without_paths(self.to_json()))))
 
 
 class NotDefinedError(ValueError):
     """A defense that does not exist for an attack: its result is n/a, which is no mistake of the grid."""
+
+
+def _without_paths(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    table = {name: _without_paths(part) for name, part in cast("Table", value).items()}
+    return {
+        name: Path(part).name if name == "source" and isinstance(part, str) else part for name, part in table.items()
+    }
 
 
 def _changed(row: Row, change: object) -> Row:
@@ -476,6 +496,24 @@ def read_grid(what: str, preset: str = "small") -> Grid:
         raise ValueError(f"no built-in grid {what!r} of preset {preset}; there are {', '.join(built_in(preset))}; or "
                          "name a TOML file")  # fmt: skip
     return _read(Path(what), "")
+
+
+def grid_of(folder: Path) -> Grid:
+    """The grid whose folder it is, from the ``grid.json`` in it.
+
+    Raises:
+        FileNotFoundError: it is no folder of a grid.
+        ValueError: the file is of another version.
+    """
+    path = folder / "grid.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no folder of a grid: it has no grid.json")
+    try:
+        table = _table(json.loads(path.read_text(encoding="utf-8")), "grid.json")
+        name, preset = str(table.pop("name")), str(table.pop("preset"))
+        return parse_grid(table, name, preset=preset)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read(path: Path, preset: str) -> Grid:

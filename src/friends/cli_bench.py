@@ -1,0 +1,464 @@
+"""``friends bench``: grids of attacks and defenses, from their plan to their tables, figures and pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from friends.terminal import Bars, Device, Download, Threads, console, errors, escape, guarded, pick_device
+
+if TYPE_CHECKING:
+    from friends.bench.grid.record import Record
+    from friends.bench.grid.run import Outlook
+    from friends.bench.grid.spec import Grid
+    from friends.bench.grid.stages import Workbench
+    from friends.bench.grid.tasks import Done, Engine
+    from friends.data.artifacts import Artifacts
+
+CACHE = Path("bench/cache")
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+bench = typer.Typer(
+    name="bench",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help=(
+        "Remake the tables and figures of the paper from real runs, or run a grid of your own.\n\n"
+        "`friends bench list` shows the grids; `friends bench run table1 --preset smoke` runs one in a minute; "
+        "`friends bench report` makes pages of all that were run. docs/benchmark.md says more."
+    ),
+)
+cache = typer.Typer(name="cache", no_args_is_help=True, help="What was computed and is found from then on.")
+bench.add_typer(cache)
+
+Preset = Annotated[str, typer.Option(help="smoke (a minute), small (an hour or two) or paper (a GPU).")]
+Data = Annotated[str | None, typer.Option(help="Where the data are, e.g. a folder of CIFAR-10 parquet files.")]
+Cache = Annotated[Path, typer.Option(help="Folder of what is computed once for all grids.")]
+CacheUrl = Annotated[str | None, typer.Option(help="URL that machines without a common disk share, e.g. s3://...")]
+_PART, _WHERE = "Which part of the grid", "Where it runs"
+
+
+@bench.command("list")
+def list_grids() -> None:
+    """Show the built-in grids, with their number of cells."""
+    from rich.table import Table
+
+    from friends.bench.grid.spec import PRESETS, built_in, read_grid
+
+    table = Table("grid", "what", *(f"{preset}" for preset in PRESETS), caption="models that are trained, by preset")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for name in built_in("paper"):
+        grids = [read_grid(name, preset) for preset in PRESETS]
+        table.add_row(name, escape(grids[-1].title), *(f"{len(grid.cells()):,}" for grid in grids))
+    console.print(table)
+    console.print("Run one: friends bench run NAME --preset smoke\nYour own: docs/benchmark.md", highlight=False)
+
+
+@bench.command("run")
+def run(
+    what: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A built-in grid, or a TOML file of your own.")],
+    preset: Preset = "small",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of records, tables, figures [default: bench/NAME-PRESET].")
+    ] = None,
+    data: Data = None,
+    cache: Cache = CACHE,
+    cache_url: CacheUrl = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the cells, what is cached, and what the rest will take.")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(help="Do the most valuable cells that fit into this time, then stop.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this row; may be repeated.", rich_help_panel=_PART)
+    ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this point, AXIS=LABEL; may be repeated.", rich_help_panel=_PART),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="How many, or which: 8, or 0,3,5.", rich_help_panel=_PART)
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="inline, workers (processes of this machine) or ray (a cluster).", rich_help_panel=_WHERE)
+    ] = "inline",
+    workers: Annotated[
+        int, typer.Option(help="Processes of the engine workers [default: one a core or GPU share].", rich_help_panel=_WHERE)
+    ] = 0,
+    memory: Annotated[
+        str | None, typer.Option(help="What all workers may use together, e.g. 16GB.", rich_help_panel=_WHERE)
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(help="Share of a GPU that one task takes, e.g. 0.25.", rich_help_panel=_WHERE)
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster, e.g. auto [default: one on this machine].", rich_help_panel=_WHERE)
+    ] = None,
+    aside: Annotated[
+        bool, typer.Option("--set-aside", help="Move records of older code or settings in OUT out of the way.")
+    ] = False,
+    download: Download = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Run a grid, or go on with one: attack x defense x seed, one line of `records.jsonl` a trained model.
+
+    Look first: `friends bench run table1 --preset small --dry-run`
+
+    Run: `friends bench run table1 --preset small --data path/to/cifar-10`
+
+    Whenever it is stopped, the same command goes on where it was. At the end, and whenever it is stopped, the folder
+    has tables and figures of what there is.
+    """
+
+    def work() -> None:
+        from friends.bench.grid.run import check_disk, look_ahead
+
+        whole = chosen = _grid(what, preset)
+        if data is not None:
+            chosen = whole.with_source(data)
+        folder = out or Path("bench") / f"{whole.name}-{whole.preset}".rstrip("-")
+        place = pick_device(device, threads)
+        store = _artifacts(cache, cache_url)
+        from friends.bench.grid.stages import Workbench
+
+        with Bars() as bars:
+            table = Workbench(store, str(place), download=download, progress=bars)
+            part = chosen.narrowed(only=only or (), seeds=_seeds(seeds), at=_points(at or ()))
+            outlook = look_ahead(chosen, part, table, folder, aside=aside)
+        _show_outlook(outlook, folder)
+        if dry_run:
+            return
+        check_disk(outlook, cache)
+        payload = {"cache": str(cache), "device": str(place), "download": download, "remote": cache_url}
+        share = (1.0 if place.type == "cuda" else 0.0) if gpus is None else gpus
+        chosen_engine = _engine(engine, workers, _bytes(memory), share, address, str(place))
+        whole.write(folder)
+        try:
+            _work(outlook, folder, chosen_engine, payload, minutes, share)
+        finally:
+            _make_pages(chosen, folder, table)
+
+    guarded(work)
+
+
+def _grid(what: str, preset: str) -> Grid:
+    from friends.bench.grid.spec import read_grid
+
+    return read_grid(what, preset)
+
+
+def _seeds(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds is how many, such as 8, or which, such as 0,3,5; not {text!r}") from None
+    if "," not in text:
+        if numbers[0] < 1:
+            raise ValueError(f"--seeds is a number >= 1, or a list of seeds, not {text!r}")
+        return tuple(range(numbers[0]))
+    return tuple(numbers)
+
+
+def _points(some: list[str] | tuple[str, ...]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in some:
+        axis, equals, label = text.partition("=")
+        if not equals:
+            raise ValueError(f"--at is AXIS=LABEL, such as attack=metapoison, not {text!r}")
+        found.setdefault(axis.strip(), []).append(label.strip())
+    return found
+
+
+def _bytes(text: str | None) -> int | None:
+    """``"16GB"`` -> 16e9."""
+    if text is None:
+        return None
+    number = text.strip().rstrip("BKMGTbkmgti ")
+    unit = text.strip()[len(number) :].strip().upper().replace("I", "")
+    unit = unit if unit in UNITS else f"{unit}B"
+    try:
+        value = float(number) * UNITS[unit]
+    except (ValueError, KeyError):
+        raise ValueError(f"a size is a number with a unit, such as 16GB, not {text!r}") from None
+    if value <= 0:
+        raise ValueError(f"a size is more than nothing, not {text!r}")
+    return int(value)
+
+
+def _artifacts(folder: Path, url: str | None) -> Artifacts:
+    from friends.data.artifacts import Artifacts
+
+    return Artifacts(folder, remote=url)
+
+
+def _engine(name: str, workers: int, memory: int | None, share: float, address: str | None, device: str) -> Engine:
+    """The engine of a name; nothing is started before all of it is known to be right."""
+    if workers < 0:
+        raise ValueError(f"--workers is a number >= 1, not {workers}")
+    if not 0 <= share <= 8:
+        raise ValueError(f"--gpus is the share of a GPU that one task takes, such as 0.25, not {share}")
+    if name == "inline":
+        from friends.bench.grid.engines import Inline
+
+        return Inline()
+    if name == "workers":
+        from friends.bench.grid.engines import local_workers
+
+        return local_workers(workers, memory=memory, share=share, device=device)
+    if name == "ray":
+        from friends.bench.grid.ray_engine import RayEngine
+
+        return RayEngine(address)
+    raise ValueError(f"unknown engine {name!r}; choose inline, workers or ray")
+
+
+def _show_outlook(outlook: Outlook, folder: Path) -> None:
+    """What there is, what is left, and what it will take."""
+    from rich.table import Table
+
+    plan, left = outlook.plan, outlook.left
+    rows: dict[tuple[str, str], list[int]] = {}
+    for planned in plan.cells:
+        place = (" ".join(planned.cell.labels.values()), planned.cell.row.name)
+        counts = rows.setdefault(place, [0, 0, 0, 0])
+        counts[0] += 1
+        counts[1] += outlook.has(planned)
+        counts[2] += planned.done and not outlook.has(planned)
+        counts[3] += round(planned.seconds)
+    table = Table("where", "row", "cells", "recorded", "cached", "left, about", title=escape(plan.grid.title))
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for (where, row), (count, recorded, cached, seconds) in sorted(rows.items(), key=lambda item: item[0][0]):
+        table.add_row(escape(where), escape(row), str(count), str(recorded), str(cached), _duration(seconds))
+    console.print(table)
+    for labels, row, why in plan.grid.undefined():
+        console.print(f"n/a: {row} at {' '.join(labels.values()) or 'the trial'}: {why}", style="dim", markup=False)
+    if plan.grid.scaled_down or any(planned.cell.scaled_down for planned in plan.cells):
+        texts = {planned.cell.scaled_down for planned in plan.cells}
+        console.print(f"scaled down: {'; '.join(sorted(texts))}", markup=False, highlight=False)
+    seconds = sum(planned.seconds for planned in left) + sum(plan.poisons.values())
+    how = "from earlier runs of the same rows where there are some" if plan.measured else "by size; no run to go by yet"
+    console.print(
+        f"{len(plan.cells)} models, {len(left)} to do, {len(plan.poisons)} poison sets to craft: about "
+        f"{_duration(seconds)} on one worker ({how}), {plan.bytes / 1e9:.2g} GB of cache; into {folder}",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds <= 0:
+        return "–"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _work(
+    outlook: Outlook, folder: Path, engine: Engine, payload: dict[str, Any], minutes: float | None, share: float
+) -> None:
+    """Run what is left, with a line for every cell."""
+    from friends.bench.grid.run import run_grid
+
+    if not outlook.left:
+        console.print("everything is done already", style="dim")
+        return
+
+    def finished(record: Record) -> None:
+        where = " ".join([*record.labels.values(), record.defense])
+        console.print(
+            f"{where}, seed {record.seed}: {record.hits} of {record.images}, accuracy {100 * record.accuracy:.1f} %, "
+            f"{_duration(record.seconds['training'])}",
+            markup=False,
+            highlight=False,
+        )
+
+    def failed(done: Done) -> None:
+        errors.print(f"failed: {done.task.name}\n{done.error}", markup=False, highlight=False, style="red")
+
+    with engine, Bars() as bars:
+        driven = run_grid(
+            outlook, folder, engine, payload, minutes=minutes, gpus=share, finished=finished, failed=failed,
+            progress=bars,
+        )  # fmt: skip
+    if driven.stopped:
+        console.print(f"stopped: {driven.stopped}. To go on, give the same command again.", markup=False)
+    if driven.failed:
+        raise ValueError(f"{len(driven.failed)} of the tasks failed (see above); the others are recorded")
+
+
+def _make_pages(grid: Grid, folder: Path, table: Workbench | None) -> None:
+    """Tables, figures and pages of what is in a folder."""
+    from friends.bench.grid.figures import draw
+    from friends.bench.grid.record import read
+    from friends.bench.grid.run import RECORDS
+    from friends.bench.grid.site import write_site
+    from friends.bench.grid.summary import summarise
+    from friends.bench.grid.tabulate import tables, write
+
+    records = read(folder / RECORDS)
+    if not records:
+        return
+    made = tables(grid, summarise(records))
+    write(made, folder / "tables")
+    with Bars() as bars:
+        draw(grid, records, table, folder, progress=bars)
+    index = write_site([folder], folder / "site")
+    for one in made:
+        console.print(one.markdown(), markup=False, highlight=False)
+    console.print(f"records  {folder / RECORDS}\ntables   {folder / 'tables'}\npages    {index}", highlight=False)
+
+
+@bench.command("report")
+def report(
+    folders: Annotated[list[Path] | None, typer.Argument(help="Folders of grids [default: all in bench/].")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the pages.")] = Path("bench/site"),
+    title: Annotated[str, typer.Option(help="Of the pages.")] = "friends: attacks and defenses, measured",
+) -> None:
+    """Make static pages of all grids: tables to sort and filter, every row opening to its runs.
+
+    They need no server and no network: open `index.html`, or copy the folder to any web space.
+    """
+
+    def work() -> None:
+        from friends.bench.grid.site import write_site
+
+        found = folders or sorted(path.parent for path in Path("bench").glob("*/records.jsonl"))
+        if not found:
+            raise ValueError("there is no bench/*/records.jsonl here: run a grid first, or name folders of grids")
+        index = write_site(found, out, title=title)
+        console.print(f"{len(found)} grids: {index}", markup=False, highlight=False)
+
+    guarded(work)
+
+
+@bench.command("tables")
+def tables_again(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of grids.")],
+    preset: Preset = "small",
+) -> None:
+    """Make the tables and those figures that need no models anew from the records of folders."""
+
+    def work() -> None:
+        for folder in folders:
+            _make_pages(_grid_of(folder), folder, None)
+
+    guarded(work)
+
+
+def _grid_of(folder: Path) -> Grid:
+    """The grid whose records are in a folder."""
+    from friends.bench.grid.spec import grid_of
+
+    return grid_of(folder)
+
+
+@bench.command("merge")
+def merge(
+    parts: Annotated[list[Path], typer.Argument(help="Folders of the same grid, or files of records.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the merged grid.")],
+) -> None:
+    """Join the records of a grid that several machines ran; each cell once.
+
+    Records that contradict each other, or were made by other code, are refused, never mixed.
+    """
+
+    def work() -> None:
+        from friends.bench.grid.run import merge_folders
+
+        count = merge_folders(parts, out)
+        console.print(f"{count} records in {out}", markup=False, highlight=False)
+
+    guarded(work)
+
+
+@cache.command("list")
+def cache_list(cache: Cache = CACHE) -> None:
+    """What is in the cache, by kind, and what was begun."""
+
+    def work() -> None:
+        from rich.table import Table
+
+        store = _artifacts(cache, None)
+        table = Table("kind", "number", "size", "last used", title=escape(str(cache)))
+        artifacts = store.list()
+        for kind in sorted({artifact.kind for artifact in artifacts}):
+            some = [artifact for artifact in artifacts if artifact.kind == kind]
+            used = max(artifact.used for artifact in some)
+            table.add_row(kind, f"{len(some):,}", _size(sum(a.size for a in some)), _moment(used))
+        for part in store.unfinished():
+            name = f"in the making: {part.folder.name.split('-')[0]}"
+            table.add_row(name, "busy" if part.busy else "left", _size(part.size), _moment(part.used))
+        console.print(table)
+
+    guarded(work)
+
+
+def _size(count: int) -> str:
+    for unit, power in (("GB", 9), ("MB", 6), ("KB", 3)):
+        if count >= 10**power:
+            return f"{count / 10**power:.3g} {unit}"
+    return f"{count} B"
+
+
+def _moment(seconds: float) -> str:
+    import datetime
+
+    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="minutes")[:16]
+
+
+@cache.command("check")
+def cache_check(
+    cache: Cache = CACHE,
+    repair: Annotated[bool, typer.Option("--repair", help="Remove what is damaged; it is made anew.")] = False,
+) -> None:
+    """Compare every file of the cache with its hash."""
+
+    def work() -> None:
+        store = _artifacts(cache, None)
+        with Bars() as bars:
+            damages = store.check(progress=bars)
+        for damage in damages:
+            errors.print(f"{damage.artifact.folder / damage.name} {damage.problem}", markup=False, highlight=False)
+        if not damages:
+            console.print(f"{len(store.list())} artifacts are as they were written", highlight=False)
+        elif repair:
+            for folder in {damage.artifact.folder for damage in damages}:
+                store.discard(folder)
+            console.print(f"{len({d.artifact.folder for d in damages})} removed; they are made anew when needed")
+        else:
+            raise ValueError(f"{len(damages)} files are damaged; --repair removes what they belong to")
+
+    guarded(work)
+
+
+@cache.command("prune")
+def cache_prune(
+    cache: Cache = CACHE,
+    kind: Annotated[list[str] | None, typer.Option(help="Only this kind; may be repeated.")] = None,
+    unused_days: Annotated[float | None, typer.Option(help="Only what was not used for so many days.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Remove the longest unused until this is left, e.g. 20GB.")] = None,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Also what stopped runs left behind.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove what was not used for long. Records and tables stay; what is needed again is made again."""
+
+    def work() -> None:
+        if unused_days is None and keep is None and not kind and not unfinished:
+            raise ValueError("say what shall go: --unused-days, --keep, --kind or --unfinished")
+        store = _artifacts(cache, None)
+        chosen = {"older_than_days": unused_days, "keep_bytes": _bytes(keep)}
+        if unfinished and unused_days is None and keep is None and not kind:
+            chosen["keep_bytes"] = 1 << 62  # nothing that is finished
+        gone = store.prune(kinds=kind or (), unfinished=unfinished, dry_run=dry_run, **chosen)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        verb = "would go" if dry_run else "removed"
+        console.print(f"{len(gone)} {verb}, {_size(sum(part.size for part in gone))}", highlight=False)
+
+    guarded(work)
