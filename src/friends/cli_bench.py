@@ -62,7 +62,8 @@ def run(
     what: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A built-in grid, or a TOML file of your own.")],
     preset: Preset = "small",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of records, tables, figures [default: bench/NAME-PRESET].")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of records, tables, figures [default: bench/NAME-PRESET]."),
     ] = None,
     data: Data = None,
     cache: Cache = CACHE,
@@ -80,14 +81,16 @@ def run(
         list[str] | None,
         typer.Option(help="Only this point, AXIS=LABEL; may be repeated.", rich_help_panel=_PART),
     ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="How many, or which: 8, or 0,3,5.", rich_help_panel=_PART)
-    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="How many, or which: 8, or 0,3,5.", rich_help_panel=_PART)] = None,
     engine: Annotated[
-        str, typer.Option(help="inline, workers (processes of this machine) or ray (a cluster).", rich_help_panel=_WHERE)
+        str,
+        typer.Option(help="inline, workers (processes of this machine) or ray (a cluster).", rich_help_panel=_WHERE),
     ] = "inline",
     workers: Annotated[
-        int, typer.Option(help="Processes of the engine workers [default: one a core or GPU share].", rich_help_panel=_WHERE)
+        int,
+        typer.Option(
+            help="Processes of the engine workers [default: one a core or GPU share].", rich_help_panel=_WHERE
+        ),
     ] = 0,
     memory: Annotated[
         str | None, typer.Option(help="What all workers may use together, e.g. 16GB.", rich_help_panel=_WHERE)
@@ -96,7 +99,8 @@ def run(
         float | None, typer.Option(help="Share of a GPU that one task takes, e.g. 0.25.", rich_help_panel=_WHERE)
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Of the Ray cluster, e.g. auto [default: one on this machine].", rich_help_panel=_WHERE)
+        str | None,
+        typer.Option(help="Of the Ray cluster, e.g. auto [default: one on this machine].", rich_help_panel=_WHERE),
     ] = None,
     aside: Annotated[
         bool, typer.Option("--set-aside", help="Move records of older code or settings in OUT out of the way.")

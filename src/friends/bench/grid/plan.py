@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
@@ -136,28 +136,52 @@ def plan(grid: Grid, bench: Workbench, records: Sequence[Record] = ()) -> Plan:
         bench: the cache to look into, and the device to estimate for.
         records: finished cells, here or of earlier runs: their times replace estimates for rows of the same kind.
     """
-    speed, cells = Speed(bench.device), grid.cells()
-    rank = _rank(grid)
-    past = _past(records)
+    rank, clock = _rank(grid), _Clock(bench, records)
     found: list[Planned] = []
     poisons: dict[str, float] = {}
-    for cell in cells:
+    for cell in grid.cells():
         poison = bench.artifacts.key("poison", bench.poison_identity(cell))
         poisoned = bench.artifacts.has("poison", bench.poison_identity(cell))
         identity = bench.victim_identity(cell)
         kinds = [True] if grid.keep_models else [True, False]
         done = poisoned and any(bench.artifacts.has("victim", {**identity, "weights": kept}) for kept in kinds)
-        training, crafting = _estimate(cell, bench, speed)
-        place = (tuple(sorted(cell.labels.items())), cell.row.name)
-        training = past.get((*place, "training"), training)
-        if not poisoned and poison not in poisons:
-            poisons[poison] = past.get((*place, "crafting"), crafting)
-        size = _bytes(cell, bench, grid.keep_models)
-        found.append(
-            Planned(cell, bench.cell_key(cell), poison, poisoned, done, rank(cell), 0.0 if done else training, size)
-        )
+        training, crafting = clock.seconds(cell)
+        if not poisoned:
+            poisons.setdefault(poison, crafting)
+        size = 0 if done else _bytes(cell, bench, grid.keep_models)
+        seconds = 0.0 if done else training
+        found.append(Planned(cell, bench.cell_key(cell), poison, poisoned, done, rank(cell), seconds, size))
     found.sort(key=lambda planned: planned.order)
-    return Plan(grid, tuple(found), poisons, bool(past))
+    return Plan(grid, tuple(found), poisons, clock.measured)
+
+
+class _Clock:
+    """How long cells take: as long as the others of their row did, else by size and this device's speed.
+
+    Estimates by size are scaled by what the rows that have been run took of theirs.
+    """
+
+    def __init__(self, bench: Workbench, records: Sequence[Record]) -> None:
+        self._bench, self._speed, self._past = bench, Speed(bench.device), _past(records)
+        self._by_size: dict[object, tuple[float, float]] = {}
+        self._ratios: dict[object, float] = {}
+        self.measured = bool(self._past)
+
+    def seconds(self, cell: Cell) -> tuple[float, float]:
+        """Of training the victim, and of making its poisons."""
+        place = (tuple(sorted(cell.labels.items())), cell.row.name)
+        if place not in self._by_size:
+            self._by_size[place] = _estimate(cell, self._bench, self._speed)
+            for part, by_size in zip(("training", "crafting"), self._by_size[place], strict=True):
+                if (*place, part) in self._past and by_size > 0:
+                    self._ratios[(*place, part)] = self._past[(*place, part)] / by_size
+        training, crafting = self._by_size[place]
+        return self._known(place, "training", training), self._known(place, "crafting", crafting)
+
+    def _known(self, place: tuple[object, ...], part: str, by_size: float) -> float:
+        ratios = [ratio for where, ratio in self._ratios.items() if cast("tuple[object, ...]", where)[-1] == part]
+        scale = statistics.median(ratios) if ratios else 1.0
+        return self._past.get((*place, part), by_size * scale)
 
 
 def _rank(grid: Grid) -> Callable[[Cell], float]:

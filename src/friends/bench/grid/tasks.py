@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
+import platform
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
+from friends.digest import digest
 from friends.types import Progress
 
 Call = Callable[[Mapping[str, Any], Progress], Mapping[str, Any]]
@@ -105,3 +109,25 @@ def resolve(call: str, package: str = "friends") -> Call:
     if module.split(".")[0] != package or not name.isidentifier():
         raise ValueError(f"a task calls a function of {package}, such as {package}.bench:work, not {call!r}")
     return cast(Call, getattr(importlib.import_module(module), name))
+
+
+def code_of_worker() -> str:
+    """A hash of all code that cells run: workers must have that of whoever drives them."""
+    return digest("friends.bench.grid.stages", "friends.attacks", "friends.defenses")
+
+
+def hello(payload: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
+    """A task that does nothing, to try an engine out: says where it ran and with which code.
+
+    Args:
+        payload: ``seconds`` to wait, ``error`` to raise, ``say`` to say back; all may be missing.
+        progress: told how far the waiting is.
+    """
+    seconds, steps = float(payload.get("seconds", 0)), 20
+    for step in range(steps):
+        progress("waiting", step, steps)
+        time.sleep(seconds / steps)
+    progress("waiting", steps, steps)
+    if payload.get("error"):
+        raise ValueError(str(payload["error"]))
+    return {"say": payload.get("say"), "host": platform.node(), "pid": os.getpid(), "code": code_of_worker()}
