@@ -63,7 +63,7 @@ def run(
     preset: Preset = "small",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder of records, tables, figures [default: bench/NAME-PRESET]."),
+        typer.Option("--out", "-o", help="Folder of the records [default: bench/NAME-PRESET]."),
     ] = None,
     data: Data = None,
     cache: Cache = CACHE,
@@ -84,13 +84,11 @@ def run(
     seeds: Annotated[str | None, typer.Option(help="How many, or which: 8, or 0,3,5.", rich_help_panel=_PART)] = None,
     engine: Annotated[
         str,
-        typer.Option(help="inline, workers (processes of this machine) or ray (a cluster).", rich_help_panel=_WHERE),
+        typer.Option(help="inline, workers (processes here) or ray (a cluster).", rich_help_panel=_WHERE),
     ] = "inline",
     workers: Annotated[
         int,
-        typer.Option(
-            help="Processes of the engine workers [default: one a core or GPU share].", rich_help_panel=_WHERE
-        ),
+        typer.Option(help="How many workers [default: one a core, or share of a GPU].", rich_help_panel=_WHERE),
     ] = 0,
     memory: Annotated[
         str | None, typer.Option(help="What all workers may use together, e.g. 16GB.", rich_help_panel=_WHERE)
@@ -100,7 +98,7 @@ def run(
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="Of the Ray cluster, e.g. auto [default: one on this machine].", rich_help_panel=_WHERE),
+        typer.Option(help="Of the Ray cluster, e.g. auto [default: start one here].", rich_help_panel=_WHERE),
     ] = None,
     aside: Annotated[
         bool, typer.Option("--set-aside", help="Move records of older code or settings in OUT out of the way.")

@@ -1,4 +1,4 @@
-"""How sure a few successes out of a few trials make us: two intervals for one arm, one test between two arms."""
+"""How sure a few trials make us: intervals for one arm, tests and intervals for two, and how many trials it takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
-from scipy.special import betaincinv
+from scipy.special import betaincinv, stdtrit
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -94,8 +94,7 @@ def paired_p(a: Sequence[float], b: Sequence[float]) -> float:
 def _check_count(successes: float, n: int, level: float) -> None:
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} trials: at least one trial and 0 <= successes <= n expected")
-    if not 0 < level < 1:
-        raise ValueError(f"a confidence level is in (0, 1), not {level!r}: 0.95 is usual")
+    _check_level(level)
 
 
 def standard_error(rate: float, n: int) -> float:
@@ -116,3 +115,94 @@ def variance_over_root_n(rate: float, n: int) -> float:
 def _check_rate(rate: float, n: int) -> None:
     if not 0 <= rate <= 1 or n < 1:
         raise ValueError(f"a rate in [0, 1] of at least one trial expected, not {rate} of {n}")
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval for the mean of independent values, such as one success rate a goal.
+
+    Values that are all the same give an interval without width: whoever knows more of them, such as that they are
+    rates, does better there with :func:`wilson`.
+
+    Raises:
+        ValueError: fewer than two values, which say nothing of their spread, or a level outside (0, 1).
+    """
+    _check_level(level)
+    if len(values) < 2:
+        raise ValueError(f"an interval from the spread of values needs two of them or more, not {len(values)}")
+    n, mean = len(values), math.fsum(values) / len(values)
+    half = float(stdtrit(n - 1, 0.5 + level / 2)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def difference_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """An interval for the mean of ``b - a``, from success rates in [0, 1] on the same goals; within [-1, 1].
+
+    Rates get the t interval of their differences. Where every goal is won or lost, or all differences are the same,
+    it is the adjusted Wald interval of Bonett and Price (2012), which adds one goal to either side: the spread of
+    three equal differences would claim certainty.
+
+    Raises:
+        ValueError: no goal, the arms do not share their goals, or a level outside (0, 1).
+    """
+    _check_level(level)
+    if len(a) != len(b) or not a:
+        raise ValueError(f"a paired interval needs the same goals in both arms, not {len(a)} and {len(b)}")
+    differences = [y - x for x, y in zip(a, b, strict=True)]
+    if all(rate in (0, 1) for rate in (*a, *b)) or max(differences) - min(differences) < 1e-12:
+        n = len(differences) + 2
+        more = (math.fsum(d for d in differences if d > 0) + 1) / n
+        less = (math.fsum(-d for d in differences if d < 0) + 1) / n
+        centre = more - less
+        half = NormalDist().inv_cdf(0.5 + level / 2) * math.sqrt((more + less - centre * centre) / n)
+        low, high = centre - half, centre + half
+    else:
+        low, high = mean_interval(differences, level)
+    return max(-1.0, low), min(1.0, high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjustment of p-values that are looked at together, in their order.
+
+    To call those below 0.05 different is wrong anywhere among them in at most 5 % of cases, whatever their dependence.
+
+    Raises:
+        ValueError: a p-value outside [0, 1].
+    """
+    wrong = [p for p in p_values if not 0 <= p <= 1]
+    if wrong:
+        raise ValueError(f"a p-value is in [0, 1], not {wrong[0]!r}")
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def trials_needed(p1: float, p2: float, alpha: float = 0.05, power: float = 0.8, *, paired: bool = False) -> int:
+    """How many goals an arm must have so that a two-sided test tells two success rates apart.
+
+    The usual normal approximations: of the comparison of two independent proportions, or, ``paired``, of McNemar's
+    test where the arms share goals but succeed independently of each other. Arms that fail on the same goals need
+    fewer; the exact tests need a few more.
+
+    Raises:
+        ValueError: a rate, level or power outside its range, or equal rates, which no number of trials tells apart.
+    """
+    if not (0 <= p1 <= 1 and 0 <= p2 <= 1) or p1 == p2:
+        raise ValueError(f"two different rates in [0, 1] expected, not {p1} and {p2}")
+    if not (0 < alpha < 1 and 0 < power < 1):
+        raise ValueError(f"alpha and power are in (0, 1), not {alpha} and {power}")
+    z_alpha, z_beta = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+    gap = abs(p1 - p2)
+    if paired:
+        discordant = p1 * (1 - p2) + p2 * (1 - p1)
+        null, other = discordant, discordant - gap * gap
+    else:
+        mean = (p1 + p2) / 2
+        null, other = 2 * mean * (1 - mean), p1 * (1 - p1) + p2 * (1 - p2)
+    return math.ceil(((z_alpha * math.sqrt(null) + z_beta * math.sqrt(other)) / gap) ** 2)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"a confidence level is in (0, 1), not {level!r}: 0.95 is usual")

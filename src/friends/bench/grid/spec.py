@@ -60,6 +60,7 @@ SETTINGS = (
     "axes",
     "defenses",
 )
+AIMS = {"target": "targeted attack", "backdoor": "backdoor"}
 UNDEFENDED_ROWS = (UNDEFENDED, CLEAN)
 
 
@@ -367,7 +368,7 @@ def _checked(cell: Cell) -> Trial:
         trial = cell.trial
     except ValueError as error:
         if "would be n/a" in str(error):
-            raise NotDefinedError(f"not defined for a {aim}") from None
+            raise NotDefinedError(f"not defined for a {AIMS[aim]}") from None
         raise
     for defense in cell.arm.defenses:
         if 0 < classes < defense.about.classes:
