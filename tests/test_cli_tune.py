@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from friends.bench import tuning
+from friends.bench import tuning, tuning_plan
 from friends.bench.tuning_attack import Mock
 from friends.cli_tune import grey_levels, numbers, tune
 from friends.data.images import LabeledImages
@@ -51,7 +51,7 @@ def test_a_dry_run_shows_candidates_rungs_and_time(source: str, tmp_path: Path) 
 
 def test_a_tuning_from_end_to_end(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "LADDER", (Mock(kind="stamp", xi=128, share=0.6),))
-    monkeypatch.setattr(tuning, "AGAIN", 1)
+    monkeypatch.setattr(tuning_plan, "AGAIN", 1)
     out = tmp_path / "run"
     text = said(source, *QUICK, "-o", str(out))
     found = json.loads((out / "tuning.json").read_text())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from friends._version import __version__
+from friends.cli_bench import bench
 from friends.terminal import Bars, Device, Download, Threads, console, escape, guarded, pick_device
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ app = typer.Typer(
         "A poisoning attack hides small perturbations in a few training images, so that the trained model fails on "
         "inputs of the attacker's choice. FRIENDS breaks such attacks with two noises added to the training images.\n\n"
         "Start with `friends demo`. Then `friends noise --help`, to protect a training of your own; "
-        "`friends attack`, to see the attacks and craft poisons; or `friends run --help`, to measure an attack and a "
-        "defense on data of your choice."
+        "`friends attack`, to see the attacks and craft poisons; `friends run --help`, to measure an attack and a "
+        "defense on data of your choice; or `friends bench --help`, to remake the tables of the paper."
     ),
 )
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run [default: runs/NAME].")]
+
+app.add_typer(bench)
 
 
 def _version(wanted: bool) -> None:

@@ -226,19 +226,22 @@ def _show_outlook(outlook: Outlook, folder: Path) -> None:
     from rich.table import Table
 
     plan, left = outlook.plan, outlook.left
-    rows: dict[tuple[str, str], list[int]] = {}
+    rows: dict[tuple[str, str], list[float]] = {}
     for planned in plan.cells:
         place = (" ".join(planned.cell.labels.values()), planned.cell.row.name)
         counts = rows.setdefault(place, [0, 0, 0, 0])
         counts[0] += 1
         counts[1] += outlook.has(planned)
         counts[2] += planned.done and not outlook.has(planned)
-        counts[3] += round(planned.seconds)
-    table = Table("where", "row", "cells", "recorded", "cached", "left, about", title=escape(plan.grid.title))
-    for column in table.columns[2:]:
+        counts[3] += planned.seconds
+    axes = bool(plan.grid.axes)
+    head = [*(["where"] if axes else []), "row", "cells", "recorded", "cached", "left, about"]
+    table = Table(*head, title=escape(plan.grid.title))
+    for column in table.columns[-4:]:
         column.justify = "right"
     for (where, row), (count, recorded, cached, seconds) in sorted(rows.items(), key=lambda item: item[0][0]):
-        table.add_row(escape(where), escape(row), str(count), str(recorded), str(cached), _duration(seconds))
+        place = [escape(where)] if axes else []
+        table.add_row(*place, escape(row), f"{count:.0f}", f"{recorded:.0f}", f"{cached:.0f}", _duration(seconds))
     console.print(table)
     for labels, row, why in plan.grid.undefined():
         console.print(f"n/a: {row} at {' '.join(labels.values()) or 'the trial'}: {why}", style="dim", markup=False)
@@ -259,7 +262,7 @@ def _duration(seconds: float) -> str:
     if seconds <= 0:
         return "–"
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 

@@ -82,8 +82,8 @@ def tune(
 
     def work() -> None:
         from friends.bench.trial import ModelSpec
-        from friends.bench.tuning import plan
         from friends.bench.tuning import tune as search
+        from friends.bench.tuning_plan import plan
         from friends.bench.tuning_settings import Tuning
         from friends.data.augment import Augment
         from friends.training.recipe import Recipe

@@ -14,18 +14,21 @@ import numpy as np
 import pytest
 import torch
 
-from friends.bench import tuning, tuning_report
+from friends.bench import tuning, tuning_ground, tuning_plan, tuning_report
 from friends.bench.trial import ModelSpec, parse_trial, read_table
-from friends.bench.tuning import plan, tune
+from friends.bench.tuning import tune
 from friends.bench.tuning_attack import Mock, hold_out
 from friends.bench.tuning_grid import Candidate, Row, Rung, draw, noise_epoch, plan_rungs
 from friends.bench.tuning_ground import Ground, strata
+from friends.bench.tuning_plan import plan
 from friends.bench.tuning_report import interval, plain, python_line, toml_arm, verdict
 from friends.bench.tuning_search import OutOfTimeError, Score, areas, best, halve, pareto
 from friends.bench.tuning_settings import Tuned, Tuning
+from friends.data.artifacts import Artifacts
 from friends.data.images import LabeledImages
 from friends.defenses import Friends
 from friends.noise.friendly import FriendlySettings
+from friends.training.fit import fit
 from friends.training.recipe import Recipe
 from friends.types import Streams
 from interrupting import Stop
@@ -129,7 +132,8 @@ def test_the_choice_keeps_the_accuracy_first_and_then_has_the_least_success() ->
 def test_candidates_that_train_the_same_model_are_the_same() -> None:
     assert Candidate(zeta=0, lr=10, penalty=10) == Candidate(zeta=0)
     assert Candidate(mu=0, random="gaussian") == Candidate(mu=0)
-    drawn = draw(1000, 0, **(GRID | {"zeta": (0, 16), "mu": (0, 16)}))
+    grid: dict[str, Any] = GRID | {"zeta": (0, 16), "mu": (0, 16)}
+    drawn = draw(1000, 0, **grid)
     assert len(drawn) == len(set(drawn)) == 3 + 8 + 24  # mu alone, zeta alone, both; never neither
     assert drawn[0] == Candidate()
     pairs = [(c.zeta, c.mu) for c in draw(18, 3, **GRID)]
@@ -138,8 +142,9 @@ def test_candidates_that_train_the_same_model_are_the_same() -> None:
     assert draw(18, 3, **GRID) == draw(18, 3, **GRID) != draw(18, 4, **GRID)
     with pytest.raises(ValueError, match="0 to 127 grey levels"):
         Candidate(zeta=128)
+    grid |= {"zeta": (0,), "mu": (0,)}
     with pytest.raises(ValueError, match="no candidate"):
-        draw(3, 0, **(GRID | {"zeta": (0,), "mu": (0,)}))
+        draw(3, 0, **grid)
 
 
 def test_rungs_grow_to_the_whole() -> None:
@@ -322,7 +327,7 @@ def test_an_attack_that_fails_is_said_to_and_nothing_is_claimed(
     settings: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "LADDER", (FAINT,))
-    monkeypatch.setattr(tuning, "AGAIN", 1)
+    monkeypatch.setattr(tuning_plan, "AGAIN", 1)
     found = tune(replace(settings, rungs=1, confirm=True, recipe=replace(settings.recipe, epochs=4)), tmp_path / "run")
     judged = found.judged
     assert judged is not None
@@ -333,6 +338,42 @@ def test_an_attack_that_fails_is_said_to_and_nothing_is_claimed(
     assert "does not succeed on these data without a defense" in text
     assert "no claim of protection" in text
     assert "Recommended" not in text
+
+
+@pytest.fixture
+def ground(few_digits: LabeledImages, tmp_path: Path) -> Ground:
+    train, held = hold_out(few_digits, 0.2, 0)
+    recipe = Recipe(epochs=2, lr=0.05, batch=32, augment=None)
+    model = ModelSpec(name="tiny", width=4)
+    made = Ground(train, held, model=model, recipe=recipe, repeats=2, seed=0, artifacts=Artifacts(tmp_path / "cache"))
+    made.mock = STAMP
+    return made
+
+
+def test_a_cheap_rung_trains_on_a_part_with_its_share_of_poisons(ground: Ground) -> None:
+    rung = Rung(candidates=1, images=120, epochs=2, repeats=2)
+    poisoned = ground.poisoned(0)
+    part, clean = (ground.part(poisoned, rung, 0, clean=clean) for clean in (False, True))
+    assert torch.bincount(part.y).tolist() == [40, 40, 40]
+    assert torch.equal(part.y, clean.y)
+    assert int((part.x != clean.x).flatten(1).any(1).sum()) == len(poisoned.poison_idx) // 2 == 24
+    assert not torch.equal(part.x, ground.part(ground.poisoned(1), rung, 1, clean=False).x)
+    assert ground.result(Candidate(zeta=0), rung, 0)["right"] > 0
+
+
+def test_settings_that_break_a_training_lose_and_an_undefended_one_that_breaks_is_an_error(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaking(*args: Any, defenses: tuple[Friends, ...] = (), **rest: Any) -> Any:
+        if not defenses or defenses[0].mu > 0.2:
+            raise FloatingPointError("the loss is nan")
+        return fit(*args, defenses=defenses, **rest)
+
+    monkeypatch.setattr(tuning_ground, "fit", breaking)
+    rung = Rung(candidates=1, images=240, epochs=2, repeats=1)
+    assert ground.result(Candidate(zeta=0, mu=64), rung, 0)["diverged"] == "the loss is nan"
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        ground.result("undefended", rung, 0)
 
 
 def test_protection_is_claimed_only_beyond_chance(settings: Tuning) -> None:

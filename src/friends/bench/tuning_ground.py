@@ -77,6 +77,7 @@ class Ground:
             if known is not None:
                 lab.data = known.data  # the same images, once in memory
             self._labs[self.mock] = lab
+        self._labs[self.mock].progress = self.progress
         return self._labs[self.mock]
 
     def _trial(self) -> Trial:
@@ -134,7 +135,7 @@ class Ground:
 
         def make(folder: Path) -> dict[str, object]:
             poisoned = self.poisoned(repeat)
-            data = self._part(poisoned, rung, repeat, clean=row == "clean")
+            data = self.part(poisoned, rung, repeat, clean=row == "clean")
             try:
                 fitted = fit(
                     data,
@@ -177,7 +178,7 @@ class Ground:
             "device": self.device.type,
         }
 
-    def _part(self, poisoned: PoisonedDataset, rung: Rung, repeat: int, *, clean: bool) -> LabeledImages:
+    def part(self, poisoned: PoisonedDataset, rung: Rung, repeat: int, *, clean: bool) -> LabeledImages:
         """So many images as the rung has, with the same share of every class and of poisons as in the whole."""
         whole = self.lab.data[0] if clean else poisoned.train
         if rung.images >= len(whole):

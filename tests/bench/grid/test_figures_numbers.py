@@ -90,7 +90,10 @@ def test_success_by_epoch_with_exact_intervals() -> None:
     assert (found["epochs"], found["n"]) == ([1, 2, 3], 4)
     for epoch, won in enumerate((0, 2, 3)):
         low, high = clopper_pearson(won, 4)
-        assert (found["low"][epoch], found["high"][epoch]) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
+        assert (found["low"][epoch], found["high"][epoch]) == (
+            pytest.approx(low, abs=1e-5),
+            pytest.approx(high, abs=1e-5),
+        )
 
 
 def test_trainings_of_other_lengths_are_compared_as_far_as_both_go() -> None:
@@ -115,7 +118,9 @@ def test_a_curve_has_every_point_in_the_order_of_its_numbers() -> None:
     assert sheet.name == "success-over-xi"
     assert sheet.numbers["labels"] == ["8/255", "32/255"]
     assert [p["success"]["mean"] for p in sheet.numbers["curves"]["undefended"]] == [0, 1]
-    assert sheet.numbers["curves"]["friends-b"][1]["success"]["high"] == pytest.approx(clopper_pearson(0, 2)[1], abs=1e-5)
+    assert sheet.numbers["curves"]["friends-b"][1]["success"]["high"] == pytest.approx(
+        clopper_pearson(0, 2)[1], abs=1e-5
+    )
     assert not sheet.missing
     assert "2 goals a point" in sheet.caption
 
@@ -172,8 +177,9 @@ def test_a_trade_off_marks_its_front() -> None:
 def test_cost_is_the_median_time_and_protection_what_the_attack_missed() -> None:
     cells = grid(seeds=3).cells()
     times = {("undefended", s): 2.0 for s in range(3)} | {("friends-b", s): (4.0, 5.0, 30.0)[s] for s in range(3)}
-    records = [record(c, hits=int(c.row.name == "undefended" or c.seed == 0), seconds=times.get((c.row.name, c.seed), 1))
-               for c in cells]  # fmt: skip
+    wins = [int(c.row.name == "undefended" or c.seed == 0) for c in cells]
+    records = [record(c, hits=won, seconds=times.get((c.row.name, c.seed), 1.0))
+               for c, won in zip(cells, wins, strict=True)]  # fmt: skip
     sheet = cost.compute(Source(grid(seeds=3), records))
     undefended, friends = sheet.numbers["panels"][""]
     assert (undefended["seconds"], friends["seconds"]) == (2, 5)

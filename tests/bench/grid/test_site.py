@@ -220,6 +220,20 @@ def test_figures_and_tables_come_along_with_their_words(tmp_path: Path) -> None:
     assert (pages / "records.jsonl").read_bytes() == (grid / "records.jsonl").read_bytes()
 
 
+def test_pictures_of_a_model_are_on_the_page_of_its_row(tmp_path: Path) -> None:
+    records = samples.row("friends-b", "x.")
+    grid = folder_of(tmp_path / "a", records)
+    folder = grid / "pictures" / records[1].cell
+    folder.mkdir(parents=True)
+    (folder / "poisons.png").write_bytes(b"png")
+    (folder / "poisons.json").write_text(json.dumps({"alt": "Eight frogs"}))
+    write_site([grid], tmp_path / "site")
+    (picture,) = page_of(tmp_path / "site", "friends-b").all("img")
+    assert picture["alt"] == "Eight frogs"
+    copied = tmp_path / "site" / "pages" / "table1-paper" / str(picture["src"])
+    assert copied.read_bytes() == b"png"
+
+
 def test_two_folders_of_one_grid_have_sections_of_their_own(tmp_path: Path) -> None:
     some = [folder_of(tmp_path / name, samples.table1(seeds=2)) for name in ("a", "b")]
     smoke = samples.table1(seeds=2, preset="smoke")

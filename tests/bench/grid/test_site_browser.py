@@ -271,6 +271,23 @@ def test_without_a_script_everything_is_there(browser: Any, site: Path) -> None:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
+def test_print_is_dark_on_light_without_controls(browser: Any, site: Path) -> None:
+    show(browser, site, dark=True)
+    # A4 between its margins
+    metrics = {"width": 718, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})
+    try:
+        assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert browser.execute_script("return getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
+        assert not browser.find_element("id", "filters").is_displayed()
+        script = "return document.querySelector('table[data-name=table1-paper]').getBoundingClientRect().right"
+        assert browser.execute_script(script) <= 718
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
 def test_headings_labels_and_tables_are_named(browser: Any, site: Path) -> None:
     for page in (site, next((site.parent / "pages" / "table1-paper").glob("deep-knn-*.html"))):
         show(browser, page)

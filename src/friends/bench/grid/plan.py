@@ -34,6 +34,8 @@ RELATIVE = {
 """Training with a defense over training without, for an estimate only: measured on small networks on a processor."""
 EVALUATION = 0.3
 """Judging an image over training on it, in time."""
+OVERHEAD = 0.2
+"""Seconds that anything takes: files, hashes, the start of a training."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def _estimate(cell: Cell, bench: Workbench, speed: Speed) -> tuple[float, float]
         poisons=0 if budget is None else poison_count(budget, train),
     )
     cost = trial.attack.cost(sizes)
-    return training, cost.forwards * image / 3 + cost.trainings * surrogate
+    return OVERHEAD + training, OVERHEAD + cost.forwards * image / 3 + cost.trainings * surrogate
 
 
 def _bytes(cell: Cell, bench: Workbench, keep_models: bool) -> int:

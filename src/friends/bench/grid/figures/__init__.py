@@ -1,8 +1,8 @@
 """The figures of a grid: numbers are computed (``compute``), written down, and drawn (``paint``) from nothing else.
 
 ``figure1`` to ``figure5`` are those of the paper, of the grids of these names; ``success-over-AXIS`` of a grid with one
-axis, of numbers; ``trade-off`` of one whose axes change the strengths of
-defenses; ``cost`` of every other grid with defenses. See docs/figures.md.
+axis, of numbers; ``trade-off`` of one whose axes change the strengths of defenses; ``cost`` of every other grid with
+defenses. See docs/figures.md.
 """
 
 from __future__ import annotations

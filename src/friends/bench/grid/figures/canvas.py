@@ -174,6 +174,7 @@ def save(figure: Any, sheet: Sheet, folder: Path) -> list[Path]:
         buffer = io.BytesIO()
         with styled():  # for the salt of the SVG's ids
             figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+        figure.set_layout_engine("none")  # it is laid out now
         path = folder / f"{sheet.name}.{kind}"
         with replacing(path) as temporary:
             temporary.write_bytes(buffer.getvalue())

@@ -112,12 +112,14 @@ def paint(sheet: Sheet) -> Any:
     )
     with styled():
         figure, area = page(sheet, 8.4, 6.9)
-        columns = len(pictures["images"])
-        grid: Any = area.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
-        for axes_row, (name, images, scale) in zip(grid, rows, strict=True):
-            for axes, image in zip(axes_row, images, strict=True):
-                _picture(axes, image)
-            axes_row[0].set_ylabel(name + scale, rotation=0, ha="right", va="center", labelpad=8)
+        panels: Any = area.subplots(len(rows), 1, squeeze=False, gridspec_kw={"hspace": 0.03})
+        for axes, (name, images, scale) in zip(panels[:, 0], rows, strict=True):
+            axes.imshow(_side_by_side(images), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_ylabel(name + scale, rotation=0, ha="right", va="center", labelpad=8)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
         return figure
 
 
@@ -131,12 +133,9 @@ def _told(between: str, scale: int) -> str:
     return f"\n{between}{scale}/255\n(\N{MULTIPLICATION SIGN}{255 / scale:.3g})"
 
 
-def _picture(axes: Any, image: np.ndarray[Any, Any]) -> None:
-    """One picture of brightnesses ``(c, h, w)``."""
-    shown = np.clip(image, 0, 1).transpose(1, 2, 0)
-    axes.imshow(shown if shown.shape[2] == 3 else shown[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(False)
-    for side in axes.spines.values():
-        side.set_visible(False)
+def _side_by_side(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Brightnesses ``(n, c, h, w)`` as one picture, with white between the images."""
+    gap = max(1, images.shape[3] // 10)
+    padded = np.pad(np.clip(images, 0, 1), ((0, 0), (0, 0), (0, 0), (0, gap)), constant_values=1)
+    row = np.concatenate(list(padded.transpose(0, 2, 3, 1)), axis=1)[:, :-gap]
+    return row if row.shape[2] == 3 else row[..., 0]

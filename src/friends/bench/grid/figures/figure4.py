@@ -118,11 +118,12 @@ def paint(sheet: Sheet) -> Any:
 
 def _panel(axes: Any, grey: Any, part: dict[str, Any], reach: int) -> None:
     total, alone = (np.asarray(part[key]) / sum(part[key]) for key in ("sum", "friendly"))
+    edges = np.append(grey, grey[-1] + 1) - 0.5
     if part["mu"] > 0:
-        axes.bar(grey, total, width=1.0, color=BLUE, label="friendly and random noise")
-        axes.step(grey, alone, where="mid", color=ORANGE, linewidth=1.6, label="friendly noise alone")
+        axes.stairs(total, edges, fill=True, color=BLUE, label="friendly and random noise")
+        axes.stairs(alone, edges, color=ORANGE, linewidth=1.6, label="friendly noise alone")
     else:
-        axes.bar(grey, alone, width=1.0, color=ORANGE, label="friendly noise alone")
+        axes.stairs(alone, edges, fill=True, color=ORANGE, label="friendly noise alone")
     axes.set_yscale("log")
     axes.set_ylim(bottom=1e-5, top=1)
     percent(axes.yaxis)

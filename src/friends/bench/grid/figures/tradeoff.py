@@ -66,7 +66,8 @@ def compute(source: Source) -> Sheet:
         caption=f"Each point is one choice of {' and '.join(source.grid.axes)}, over {_goals(points)}; further "
         "left is better protected, further up more accurate. Black rings and line: choices that no other one beats in "
         "both by their means (the Pareto front); the intervals, 95 % of each point by itself, say how far that can be "
-        f"trusted. Points are drawn a little apart sideways, as many have the same success. The front: {'; '.join(names)}.",
+        f"trusted. Points are drawn a little apart sideways, as many have the same success. The "
+        f"front: {'; '.join(names)}.",
         alt="Scatter of attack success and clean accuracy. "
         + "; ".join(f"{_name(p)}: success {p['success']['mean']:.0%}, accuracy {p['accuracy']['mean']:.1%}"
                     for p in [*points, *marks.values()]) + f". Pareto front: {'; '.join(names)}.",
