@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from friends.bench.grid.run import Outlook
     from friends.bench.grid.spec import Grid
     from friends.bench.grid.stages import Workbench
+    from friends.bench.grid.table import Table as MadeTable
     from friends.bench.grid.tasks import Done, Engine
     from friends.data.artifacts import Artifacts
 
@@ -301,7 +302,7 @@ def _work(
 
 def _make_pages(grid: Grid, folder: Path, table: Workbench | None) -> None:
     """Tables, figures and pages of what is in a folder."""
-    from friends.bench.grid.figures import draw
+    from friends.bench.grid.figures import MissingError, draw, figures_of
     from friends.bench.grid.record import read
     from friends.bench.grid.run import RECORDS
     from friends.bench.grid.site import write_site
@@ -313,12 +314,28 @@ def _make_pages(grid: Grid, folder: Path, table: Workbench | None) -> None:
         return
     made = tables(grid, summarise(records))
     write(made, folder / "tables")
+    wanted = [name for name in figures_of(grid) if table is not None or not name.startswith("figure")]
     with Bars() as bars:
-        draw(grid, records, table, folder, progress=bars)
+        try:
+            draw(grid, records, table, folder, only=wanted, progress=bars) if wanted else None
+        except MissingError as error:
+            console.print(f"no figure yet: {error}", markup=False, highlight=False)
     index = write_site([folder], folder / "site")
     for one in made:
-        console.print(one.markdown(), markup=False, highlight=False)
+        _show_table(one)
     console.print(f"records  {folder / RECORDS}\ntables   {folder / 'tables'}\npages    {index}", highlight=False)
+
+
+def _show_table(made: MadeTable) -> None:
+    from rich.table import Table
+
+    table = Table(title=escape(made.title), caption=escape("\n".join(made.notes)), caption_justify="left")
+    for column in made.head:
+        head = f"{column.group}\n{column.title}" if column.group else column.title
+        table.add_column(escape(head), justify="right" if column.number else "left")
+    for row in made.rows:
+        table.add_row(*(escape(entry.text) + ("*" if entry.mark else "") for entry in row))
+    console.print(table)
 
 
 @bench.command("report")
@@ -345,24 +362,19 @@ def report(
 
 
 @bench.command("tables")
-def tables_again(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of grids.")],
-    preset: Preset = "small",
-) -> None:
+def tables_again(folders: Annotated[list[Path], typer.Argument(help="Folders of grids.")]) -> None:
     """Make the tables and those figures that need no models anew from the records of folders."""
 
     def work() -> None:
+        from friends.bench.grid.run import RECORDS
+        from friends.bench.grid.spec import grid_of
+
         for folder in folders:
-            _make_pages(_grid_of(folder), folder, None)
+            if not (folder / RECORDS).is_file():
+                raise FileNotFoundError(f"{folder} has no {RECORDS}: run the grid first")
+            _make_pages(grid_of(folder), folder, None)
 
     guarded(work)
-
-
-def _grid_of(folder: Path) -> Grid:
-    """The grid whose records are in a folder."""
-    from friends.bench.grid.spec import grid_of
-
-    return grid_of(folder)
 
 
 @bench.command("merge")
