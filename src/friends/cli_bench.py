@@ -82,7 +82,7 @@ def run(
         list[str] | None,
         typer.Option(help="Only this point, AXIS=LABEL; may be repeated.", rich_help_panel=_PART),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="How many, or which: 8, or 0,3,5.", rich_help_panel=_PART)] = None,
+    seeds: Annotated[str | None, typer.Option(help="How many, or which: 8, or 0,3,5, or 3, for one.", rich_help_panel=_PART)] = None,
     engine: Annotated[
         str,
         typer.Option(help="inline, workers (processes here) or ray (a cluster).", rich_help_panel=_WHERE),
@@ -121,6 +121,8 @@ def run(
     def work() -> None:
         from friends.bench.grid.run import check_disk, look_ahead
 
+        if minutes is not None and not minutes > 0:
+            raise ValueError(f"--minutes is a number > 0, not {minutes:g}")
         whole = chosen = _grid(what, preset)
         if data is not None:
             chosen = whole.with_source(data)
@@ -159,14 +161,12 @@ def _seeds(text: str | None) -> tuple[int, ...]:
     if text is None:
         return ()
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise ValueError(f"--seeds is how many, such as 8, or which, such as 0,3,5; not {text!r}") from None
-    if "," not in text:
-        if numbers[0] < 1:
-            raise ValueError(f"--seeds is a number >= 1, or a list of seeds, not {text!r}")
-        return tuple(range(numbers[0]))
-    return tuple(numbers)
+    if not numbers or ("," not in text and numbers[0] < 1):
+        raise ValueError(f"--seeds is a number >= 1, or a list of seeds, not {text!r}")
+    return tuple(numbers) if "," in text else tuple(range(numbers[0]))
 
 
 def _points(some: list[str] | tuple[str, ...]) -> dict[str, list[str]]:

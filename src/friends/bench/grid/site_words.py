@@ -53,10 +53,11 @@ def command(record: Record, seeds: Iterable[int]) -> str:
 
 
 def seeds_text(seeds: Iterable[int]) -> str:
-    """Seeds as ``--seeds`` takes them: how many from 0, or a list; a single one is no list, so all up to it."""
+    """Seeds as ``--seeds`` takes them: how many from 0, or a list; a comma makes a list of a single one."""
     some = sorted(set(seeds))
-    whole = len(some) == 1 or some == list(range(len(some)))
-    return str(some[-1] + 1) if whole else ",".join(str(seed) for seed in some)
+    if some == list(range(len(some))):
+        return str(len(some))
+    return ",".join(str(seed) for seed in some) + ("," if len(some) == 1 else "")
 
 
 def success_text(estimate: Estimate) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import textwrap
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,27 +73,52 @@ def styled() -> Generator[None]:
         yield
 
 
-def page(sheet: Sheet, width: float, height: float) -> tuple[Any, Any]:
-    """A new page: the title above, the caption below, and between them an area of ``width`` x ``height`` inches.
+@dataclass(frozen=True)
+class Page:
+    """A figure with its title above and its caption below; what is between them is placed in inches.
 
-    Returns:
-        The whole figure, and the area to draw in (a ``SubFigure``).
+    No layout is computed: a solver's last digits would differ from one process to the next.
     """
+
+    figure: Any
+    width: float
+    height: float
+    total: float
+    below: float
+
+    def axes(self, left: float, bottom: float, width: float, height: float, **more: Any) -> Any:
+        """Axes at a place, in inches from the lower left corner of the area between title and caption."""
+        place = (left / self.width, (self.below + bottom) / self.total, width / self.width, height / self.total)
+        return self.figure.add_axes(place, **more)
+
+    def panels(self, lines: int, columns: int, *, right: float = 0.15, bottom: float = 0.0) -> list[Any]:
+        """Equal panels, row by row, with room for their labels; ``right`` and ``bottom`` inches are left free."""
+        wide, high = (self.width - right) / columns, (self.height - bottom) / lines
+        places = [(x * wide, bottom + (lines - 1 - y) * high) for y in range(lines) for x in range(columns)]
+        return [self.axes(x + 0.78, y + 0.55, wide - 0.93, high - 0.9) for x, y in places]
+
+    def legend(self, left: float, bottom: float, handles: Sequence[Any], names: Sequence[str], **more: Any) -> None:
+        """A legend whose anchor (``loc``) is at a place in inches, as in :meth:`axes`."""
+        at = (left / self.width, (self.below + bottom) / self.total)
+        self.figure.legend(handles, names, bbox_to_anchor=at, borderaxespad=0, **more)
+
+
+def page(sheet: Sheet, width: float, height: float) -> Page:
+    """A new page with an area of ``width`` x ``height`` inches between title and caption."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = _wrapped(sheet, width)
-    above, below = 0.42, _LINE * len(lines) + 0.18
+    above, below = 0.42, _LINE * len(lines) + 0.22
     total = above + height + below
-    figure: Any = Figure(figsize=(width, total), dpi=DPI, layout="constrained")
+    figure: Any = Figure(figsize=(width, total), dpi=DPI)
     FigureCanvasAgg(figure)
-    top, area, foot = figure.subfigures(3, 1, height_ratios=(above, height, below))
     left = 0.12 / width
-    top.text(left, 0.42, sheet.title, size=12, weight="bold", va="center")
+    figure.text(left, 1 - 0.24 / total, sheet.title, size=12, weight="bold", va="center")
     for number, (text, strong) in enumerate(lines):
-        y = 1 - (0.1 + _LINE * (number + 0.5)) / below
-        foot.text(left, y, text, size=8, va="center", color=RED if strong else GREY)
-    return figure, area
+        y = (below - 0.12 - _LINE * (number + 0.5)) / total
+        figure.text(left, y, text, size=8, va="center", color=RED if strong else GREY)
+    return Page(figure, width, height, total, below)
 
 
 def _wrapped(sheet: Sheet, width: float) -> list[tuple[str, bool]]:
@@ -174,7 +200,6 @@ def save(figure: Any, sheet: Sheet, folder: Path) -> list[Path]:
         buffer = io.BytesIO()
         with styled():  # for the salt of the SVG's ids
             figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-        figure.set_layout_engine("none")  # it is laid out now
         path = folder / f"{sheet.name}.{kind}"
         with replacing(path) as temporary:
             temporary.write_bytes(buffer.getvalue())

@@ -68,18 +68,25 @@ def paint(sheet: Sheet) -> Any:
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     with styled():
-        figure, area = page(sheet, max(8.6, 3.6 * columns + 1.6), max(4.2, 3.2 * lines))
-        grid: Any = area.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-        for axes in grid.flat[len(panels) :]:
+        drawn = page(sheet, 3.6 * columns + (5.0 if columns == 1 else 1.9), max(4.2, 3.1 * lines))
+        grid = drawn.panels(lines, columns, right=1.75)
+        for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        for axes, (title, points) in zip(grid.flat, panels.items(), strict=False):
+        for place, (axes, (title, points)) in enumerate(zip(grid, panels.items(), strict=False)):
             axes.set_title(title, fontsize=9)
-            _panel(axes, points, rows)
-            if axes is not grid[0, 0]:
-                axes.label_outer(remove_inner_ticks=True)
+            _panel(axes, points, rows, _reach(panels))
+            axes.set_xlabel("seconds of one training" if place + columns >= len(panels) else "")
+            axes.set_ylabel("protection (1 \N{MINUS SIGN} success)" if place % columns == 0 else "")
         names = [f"{place}  {row}" for place, row in enumerate(rows, 1)]
-        area.legend([handle(_look(row, rows)[0], "o", 8) for row in rows], names, loc="outside right upper")
-        return figure
+        handles = [handle(_look(row, rows)[0], "o", 8) for row in rows]
+        drawn.legend(drawn.width - 1.75, drawn.height - 0.4, handles, names, loc="upper left")
+        return drawn.figure
+
+
+def _reach(panels: dict[str, list[dict[str, Any]]]) -> tuple[float, float]:
+    """From which to which time all panels go."""
+    times = [p["seconds"] for points in panels.values() for p in points if p["seconds"] > 0] or [1.0]
+    return min(times) / 1.25, max(times) * 1.25
 
 
 def _look(row: str, rows: list[str]) -> tuple[str, str]:
@@ -87,7 +94,7 @@ def _look(row: str, rows: list[str]) -> tuple[str, str]:
     return COLOURS[rows.index(row) % len(COLOURS)], f"${rows.index(row) + 1}$"
 
 
-def _panel(axes: Any, points: list[dict[str, Any]], rows: list[str]) -> None:
+def _panel(axes: Any, points: list[dict[str, Any]], rows: list[str], reach: tuple[float, float]) -> None:
     timed = [p for p in points if p["seconds"] > 0]
     if not timed:
         absent(axes, "no time was written down")
@@ -102,8 +109,7 @@ def _panel(axes: Any, points: list[dict[str, Any]], rows: list[str]) -> None:
         axes.plot(x, y, marker=text, color="white", markersize=5 if len(text) < 4 else 7.5, markeredgewidth=0.3,
                   linestyle="none", zorder=4)  # fmt: skip
     axes.set_xscale("log")
+    axes.set_xlim(*reach)
     seconds(axes.xaxis)
     axes.set_ylim(-0.06, 1.06)
     percent(axes.yaxis)
-    axes.set_xlabel("seconds of one training")
-    axes.set_ylabel("protection (1 \N{MINUS SIGN} success)")

@@ -121,8 +121,8 @@ def paint(sheet: Sheet) -> Any:
     curves: Mapping[str, list[dict[str, Any]]] = sheet.numbers["curves"]
     places = sheet.numbers["places"]
     with styled():
-        figure, area = page(sheet, 9.6, 4.0)
-        left, right = area.subplots(1, 2)
+        drawn = page(sheet, 9.6, 4.1)
+        left, right = drawn.panels(1, 2, bottom=0.35)
         for axes, what in ((left, "success"), (right, "accuracy")):
             for row, curve in curves.items():
                 _draw(axes, row, curve, what, list(curves), min_gap(places))
@@ -133,8 +133,8 @@ def paint(sheet: Sheet) -> Any:
         left.set_title("(a) attack success")
         right.set_title("(b) clean test accuracy")
         handles, names = left.get_legend_handles_labels()
-        area.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)))
-        return figure
+        drawn.legend(4.8, 0.1, handles, names, loc="lower center", ncols=min(5, len(names)))
+        return drawn.figure
 
 
 def min_gap(places: Sequence[float]) -> float:

@@ -111,16 +111,16 @@ def paint(sheet: Sheet) -> Any:
         ("trained on", _shown(pictures["seen"]), ""),
     )
     with styled():
-        figure, area = page(sheet, 8.4, 6.9)
-        panels: Any = area.subplots(len(rows), 1, squeeze=False, gridspec_kw={"hspace": 0.03})
-        for axes, (name, images, scale) in zip(panels[:, 0], rows, strict=True):
+        sheet_page = page(sheet, 8.4, 0.93 * len(rows))
+        for place, (name, images, scale) in enumerate(reversed(rows)):
+            axes = sheet_page.axes(1.3, 0.93 * place, 6.98, 0.88)
             axes.imshow(_side_by_side(images), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_ylabel(name + scale, rotation=0, ha="right", va="center", labelpad=8)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.grid(False)
             axes.spines[:].set_visible(False)
-        return figure
+        return sheet_page.figure
 
 
 def _shown(images: np.ndarray[Any, Any], scale: int = 0) -> np.ndarray[Any, Any]:

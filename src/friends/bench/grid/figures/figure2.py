@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from friends.attacks.base import Surrogate, wanted_class
 from friends.attacks.gradient_matching import GradientMatching, matching_objective, staggered
-from friends.bench.grid.figures.canvas import BLUE, MAP, RED, absent, counted, grey_levels, page, styled
+from friends.bench.grid.figures.canvas import BLUE, MAP, RED, Page, counted, grey_levels, page, styled
 from friends.bench.grid.figures.landscape import along, over_plane, random_plane, roughness, training_loss
 from friends.bench.grid.figures.sheet import Sheet, levels, plain
 from friends.bench.grid.figures.source import MissingError, Source, attempt
@@ -35,6 +35,7 @@ from friends.modules import still
 POINTS = 31
 SHARES = tuple(i / 10 for i in range(-10, 21))
 """Where between the clean image (0) and the poison (1), and beyond, the losses are taken."""
+Span = tuple[float, float]
 Loss = Callable[[Float[Tensor, "b c h w"]], Tensor]
 
 
@@ -158,23 +159,22 @@ def paint(sheet: Sheet) -> Any:
     steps = sheet.numbers["steps in grey levels"]
     matching, training = (np.asarray(sheet.numbers[f"{name} loss on the plane"]) for name in ("matching", "training"))
     with styled():
-        figure, area = page(sheet, 10.4, 7.6)
-        left, right = area.subfigures(1, 2, width_ratios=(0.46, 0.54))
-        a = left.add_subplot(2, 1, 1, projection="3d")
-        surface(a, steps, matching, "matching loss")
-        a.set_title("(a) matching loss")
-        contours(right, right.add_subplot(2, 1, 1), steps, matching, "(b) contours of (a)", "matching loss")
-        c = left.add_subplot(2, 1, 2, projection="3d")
-        surface(c, steps, training, "training loss")
-        c.set_title("(c) training loss of the example")
-        for axes, bottom in ((a, 0.5), (c, 0.0)):
-            axes.set_position((-0.02, bottom, 1.0, 0.47))
-        _line(right.add_subplot(2, 1, 2), sheet)
-        return figure
+        drawn = page(sheet, 10.4, 7.6)
+        for bottom, heights, title in ((3.85, matching, "(a) matching loss"),
+                                       (0.1, training, "(c) training loss of the example")):  # fmt: skip
+            above = drawn.axes(0.0, bottom, 4.7, 3.6, projection="3d")
+            surface(above, steps, heights, title.partition(") ")[2].removesuffix(" of the example"))
+            above.set_title(title, loc="center")
+        panel = drawn.axes(6.0, 4.4, 2.8, 2.8)
+        filled = contours(panel, steps, matching)
+        panel.set_title("(b) contours of (a)")
+        scale(drawn, (9.15, 4.5, 0.14, 2.6), filled, "matching loss")
+        _line(drawn, sheet)
+        return drawn.figure
 
 
 def surface(
-    axes: Any, steps: Sequence[float], heights: np.ndarray[Any, Any], name: str, span: tuple[float, float] | None = None
+    axes: Any, steps: Sequence[float], heights: np.ndarray[Any, Any], name: str, span: Span | None = None
 ) -> None:
     """A landscape in perspective, with a star in its middle; ``span``: the range of heights, where panels share it."""
     low, high = span or (float(heights.min()), float(heights.max()))
@@ -197,17 +197,8 @@ def surface(
     axes.set_facecolor("none")  # else it covers the labels of its neighbour
 
 
-def contours(
-    area: Any,
-    axes: Any,
-    steps: Sequence[float],
-    heights: np.ndarray[Any, Any],
-    title: str,
-    name: str,
-    span: tuple[float, float] | None = None,
-    bar: bool = True,
-) -> Any:
-    """A landscape from above, with its scale beside it if ``bar``; returns what a colour bar needs."""
+def contours(axes: Any, steps: Sequence[float], heights: np.ndarray[Any, Any], span: Span | None = None) -> Any:
+    """A landscape from above; returns what its scale needs."""
     from matplotlib.ticker import MaxNLocator
 
     low, high = span or (float(heights.min()), float(heights.max()))
@@ -219,29 +210,32 @@ def contours(
         grey_levels(axis, (steps[0], 0, steps[-1]))
         axis.set_label_text(label)
     axes.set_aspect("equal")
-    axes.set_title(title)
     axes.grid(False)
-    if bar:
-        area.colorbar(filled, ax=axes, label=name, shrink=0.9, format="%.3g")
     return filled
 
 
-def _line(axes: Any, sheet: Sheet) -> None:
+def scale(drawn: Page, place: tuple[float, float, float, float], filled: Any, name: str) -> None:
+    """The scale of contours, at a place of the page."""
+    axes = drawn.axes(*place)
+    axes.grid(False)
+    drawn.figure.colorbar(filled, cax=axes, label=name, format="%.3g")
+
+
+def _line(drawn: Page, sheet: Sheet) -> None:
+    """The losses from the clean image through the poison, with an axis for each kind."""
     shares = sheet.numbers["shares of the perturbation"]
-    if "matching loss on the line" not in sheet.numbers:
-        absent(axes, "the losses on the line")
-        return
+    axes = drawn.axes(6.0, 1.15, 3.4, 2.45)
     other = axes.twinx()
     other.spines["right"].set_visible(True)
     other.grid(False)
-    drawn = [axes.plot(shares, sheet.numbers["matching loss on the line"], color=BLUE, label="matching loss")[0]]
+    lines = [axes.plot(shares, sheet.numbers["matching loss on the line"], color=BLUE, label="matching loss")[0]]
     for name, label, style in (
         ("training", "training loss, surrogate", "--"),
         ("victim", "training loss, victim", ":"),
     ):
         values = cast("list[float] | None", sheet.numbers.get(f"{name} loss on the line"))
         if values is not None:
-            drawn += other.plot(shares, values, color=RED, linestyle=style, label=label)
+            lines += other.plot(shares, values, color=RED, linestyle=style, label=label)
     for share in (0, 1):
         axes.axvline(share, color="#999999", linewidth=0.8, zorder=0)
     axes.set_title("(d) from the clean image through the poison")
@@ -250,4 +244,4 @@ def _line(axes: Any, sheet: Sheet) -> None:
     axes.set_ylabel("matching loss", color=BLUE)
     other.set_ylabel("training loss", color=RED)
     other.set_ylim(bottom=0)
-    axes.legend(handles=drawn, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=3, columnspacing=1.2)
+    drawn.legend(7.7, 0.2, lines, [line.get_label() for line in lines], loc="lower center", ncols=3, columnspacing=1.2)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from friends.attacks.base import bound_of
 from friends.bench.grid.figures.canvas import absent, page, styled
-from friends.bench.grid.figures.figure2 import contours, surface
+from friends.bench.grid.figures.figure2 import contours, scale, surface
 from friends.bench.grid.figures.landscape import over_plane, random_plane, roughness, training_loss
 from friends.bench.grid.figures.sheet import Sheet, levels, plain
 from friends.bench.grid.figures.source import MissingError, Source, attempt
@@ -82,29 +82,24 @@ def paint(sheet: Sheet) -> Any:
     steps, rows = sheet.numbers["steps in grey levels"], sheet.numbers["rows"]
     surfaces = {row: np.asarray(found) for row, found in sheet.numbers["surfaces"].items()}
     span = min(float(s.min()) for s in surfaces.values()), max(float(s.max()) for s in surfaces.values())
-    height, side, pitch, first = 3.3, 2.45, 3.2, 1.0  # in inches
+    side, pitch, first = 2.45, 3.2, 1.0  # in inches
     width = first + pitch * (len(rows) - 1) + side + 1.3
     with styled():
-        figure, area = page(sheet, width, 2 * height)
-        above, below = area.subfigures(2, 1)
+        drawn = page(sheet, width, 6.5)
         filled: Any = None
         for place, row in enumerate(rows):
-            left = first + pitch * place
-            panel = below.add_axes((left / width, 0.18, side / width, side / height))
+            left, title = first + pitch * place, f"({'abcdefgh'[place]}) {row}"
+            panel = drawn.axes(left, 0.55, side, side)
             if row not in surfaces:
-                panel.set_title(f"({'abcdefgh'[place]}) {row}")
+                panel.set_title(title)
                 absent(panel, sheet.missing[row])
                 continue
-            box = ((left + side / 2 - 1.75) / width, 0.0, 3.4 / width, 0.93)
-            top = above.add_axes(box, projection="3d")
-            surface(top, steps, surfaces[row], "training loss", span)
-            top.set_title(f"({'abcdefgh'[place]}) {row}", loc="center")
-            filled = contours(below, panel, steps, surfaces[row], "", "", span, bar=False)
+            above = drawn.axes(left + side / 2 - 1.75, 3.2, 3.4, 3.1, projection="3d")
+            last = place == len(rows) - 1
+            surface(above, steps, surfaces[row], "training loss" if last else "", span)  # else under the next panel
+            above.set_title(title, loc="center")
+            filled = contours(panel, steps, surfaces[row], span)
             if place:
                 panel.set_ylabel("")
-            if place < len(rows) - 1:
-                top.set_zlabel("")  # it would lie under the next panel
-        bar = below.add_axes(((width - 0.95) / width, 0.22, 0.14 / width, 0.66))
-        bar.grid(False)
-        below.colorbar(filled, cax=bar, label="training loss (nats)", format="%.3g")
-        return figure
+        scale(drawn, (width - 0.95, 0.65, 0.14, side - 0.2), filled, "training loss (nats)")
+        return drawn.figure

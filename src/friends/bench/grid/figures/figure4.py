@@ -101,19 +101,21 @@ def paint(sheet: Sheet) -> Any:
     noises = sheet.numbers["noises"]
     reach = max(_reach(grey, part) for part in noises.values())
     with styled():
-        figure, area = page(sheet, 9.6, 2.9 * ((len(rows) + 1) // 2))
-        panels: Any = area.subplots((len(rows) + 1) // 2, 2, squeeze=False)
-        for axes in panels.flat[len(rows) :]:
+        lines = (len(rows) + 1) // 2
+        drawn = page(sheet, 9.6, 2.9 * lines + 0.2)
+        panels = drawn.panels(lines, 2, bottom=0.2)
+        for axes in panels[len(rows) :]:
             axes.set_axis_off()
-        for place, (axes, row) in enumerate(zip(panels.flat, rows, strict=False)):
+        named: dict[str, Any] = {}
+        for place, (axes, row) in enumerate(zip(panels, rows, strict=False)):
             axes.set_title(f"({'abcdefgh'[place]}) {row}" + _strengths(noises.get(row)))
-            if row not in noises:
+            if row in noises:
+                _panel(axes, grey, noises[row], reach)
+                named |= {name: each for each, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+            else:
                 absent(axes, sheet.missing[row])
-                continue
-            _panel(axes, grey, noises[row], reach)
-        handles, names = panels.flat[min(len(rows), 2) - 1].get_legend_handles_labels()
-        area.legend(handles, names, loc="outside upper right", ncols=2)
-        return figure
+        drawn.legend(4.8, 0.1, list(named.values()), list(named), loc="lower center", ncols=2)
+        return drawn.figure
 
 
 def _panel(axes: Any, grey: Any, part: dict[str, Any], reach: int) -> None:

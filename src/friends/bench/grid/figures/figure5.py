@@ -166,8 +166,8 @@ def _spread_text(spreads: dict[str, Any]) -> str:
 def paint(sheet: Sheet) -> Any:
     """Draw it."""
     with styled():
-        figure, area = page(sheet, 9.6, 6.6)
-        (a, b), (c, d) = area.subplots(2, 2)
+        drawn = page(sheet, 9.6, 6.6)
+        a, b, c, d = drawn.panels(2, 2)
         _success(a, sheet.numbers["success"])
         _error(b, sheet.numbers["error"])
         spread = cast("dict[str, Any]", sheet.numbers["spread"])
@@ -178,7 +178,7 @@ def paint(sheet: Sheet) -> Any:
                 _spread(axes, sheet.numbers["radii"], spread[part], 1.15 * top or 1.0)
             else:
                 absent(axes, sheet.missing[SPREAD])
-        return figure
+        return drawn.figure
 
 
 def _success(axes: Any, curves: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from friends.bench.grid.figures.canvas import (
     GREY,
     MARKERS,
     RED,
+    Page,
     bars,
     counted,
     handle,
@@ -104,8 +105,8 @@ def paint(sheet: Sheet) -> Any:
     points, front, marks = (sheet.numbers[name] for name in ("points", "front", "marks"))
     axes_of = sheet.settings["axes"]
     with styled():
-        figure, area = page(sheet, 8.6, 5.4)
-        axes = area.subplots()
+        drawn = page(sheet, 8.6, 5.4)
+        (axes,) = drawn.panels(1, 1, right=1.5)
         for name, (colour, marker, size) in _MARKS.items():
             if name in marks:
                 _cross(axes, marks[name], colour, marker, size, 0.0)
@@ -120,8 +121,8 @@ def paint(sheet: Sheet) -> Any:
         axes.set_xlim(-0.07, 1.07)
         percent(axes.xaxis)
         percent(axes.yaxis)
-        _legend(area, axes, axes_of, [name for name in _MARKS if name in marks])
-        return figure
+        _legend(drawn, axes, axes_of, [name for name in _MARKS if name in marks])
+        return drawn.figure
 
 
 def _look(labels: dict[str, str], axes_of: dict[str, list[str]]) -> tuple[str, str]:
@@ -149,7 +150,7 @@ def of_defenses(grid: Grid) -> bool:
     return len(grid.axes) > 1 and all(part.keys() <= {"defenses"} for part in points)
 
 
-def _legend(area: Any, axes: Any, axes_of: dict[str, list[str]], marks: list[str]) -> None:
+def _legend(drawn: Page, axes: Any, axes_of: dict[str, list[str]], marks: list[str]) -> None:
     handles, names = axes.get_legend_handles_labels()
     handles += [handle(_MARKS[name][0], _MARKS[name][1], 9) for name in marks]
     names += marks
@@ -159,4 +160,4 @@ def _legend(area: Any, axes: Any, axes_of: dict[str, list[str]], marks: list[str
             colour, marker = _look({**others, axis: label}, axes_of)
             handles.append(handle(colour, "s") if place == 0 else handle(GREY, marker))
             names.append(f"{axis} = {label}")
-    area.legend(handles, names, loc="outside right upper")
+    drawn.legend(7.05, 5.0, handles, names, loc="upper left")
