@@ -12,6 +12,7 @@ import typer
 
 from friends._version import __version__
 from friends.cli_bench import bench
+from friends.cli_tune import tune
 from friends.terminal import Bars, Device, Download, Threads, console, escape, guarded, pick_device
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ app = typer.Typer(
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run [default: runs/NAME].")]
 
 app.add_typer(bench)
+app.command()(tune)
 
 
 def _version(wanted: bool) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from friends.bench.grid.figures import cost, curves, figures_of, tradeoff
+from friends.bench.grid.figures import cost, curves, draw, figure1, figures_of, tradeoff
 from friends.bench.grid.figures.figure4 import REACH, histogram, magnitude
 from friends.bench.grid.figures.figure5 import error_by_epoch, success_by_epoch
 from friends.bench.grid.figures.sheet import Sheet, levels, packed, plain, unpacked
@@ -201,6 +202,38 @@ def test_a_grid_without_defenses_or_numbers_has_none() -> None:
     assert figures_of(grid(axes={"model": {"tiny": {}, "lenet": {"model": {"name": "lenet"}}}})) == ["cost"]
     assert curves.number("16/255") == pytest.approx(16 / 255)
     assert [curves.number(text) for text in ("0.05", "tiny", "1/0", "")] == [0.05, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("axes", "name"),
+    [
+        ({"budget": {b: {"attack": {"budget": float(b)}} for b in ("0.02", "0.1")}}, "success-over-budget"),
+        ({axis: {s: {"defenses": {"friends-b": {axis: s}}} for s in ("0/255", "8/255")} for axis in ("zeta", "mu")},
+         "trade-off"),
+        ({"model": {"tiny": {}, "lenet": {"model": {"name": "lenet"}}}}, "cost"),
+    ],
+)  # fmt: skip
+def test_figures_of_records_are_drawn_without_a_bench(axes: Any, name: str, tmp_path: Path) -> None:
+    swept = grid(axes=axes)
+    records = [record(c, hits=c.seed, accuracy=0.8 + 0.01 * c.seed, seconds=1.0 + c.seed) for c in swept.cells()]
+    first = draw(swept, records[:-1], None, tmp_path / "a")
+    assert [path.name for path in first] == [f"{name}.png", f"{name}.svg", f"{name}.json"]
+    second = draw(swept, records[:-1][::-1], None, tmp_path / "b")  # the order of records says nothing
+    assert [a.name for a, b in zip(first, second, strict=True) if a.read_bytes() != b.read_bytes()] == []
+    sheet = Sheet.read(first[2])
+    assert sheet.missing
+    assert sheet.alt
+    assert "1 of" in next(iter(sheet.missing))
+
+
+def test_pictures_lie_side_by_side_with_white_between_them() -> None:
+    images = np.stack([np.zeros((3, 4, 20)), np.full((3, 4, 20), 0.5)])
+    row = figure1.side_by_side(images)
+    assert row.shape == (4, 42, 3)
+    assert (row[:, :20] == 0).all()
+    assert (row[:, 20:22] == 1).all()
+    assert (row[:, 22:] == 0.5).all()
+    assert figure1.side_by_side(images[:, :1]).shape == (4, 42)
 
 
 def test_a_sheet_survives_its_file(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Page:
         """Equal panels, row by row, with room for their labels; ``right`` and ``bottom`` inches are left free."""
         wide, high = (self.width - right) / columns, (self.height - bottom) / lines
         places = [(x * wide, bottom + (lines - 1 - y) * high) for y in range(lines) for x in range(columns)]
-        return [self.axes(x + 0.78, y + 0.55, wide - 0.93, high - 0.9) for x, y in places]
+        return [self.axes(x + 0.88, y + 0.55, wide - 1.02, high - 0.9) for x, y in places]
 
     def legend(self, left: float, bottom: float, handles: Sequence[Any], names: Sequence[str], **more: Any) -> None:
         """A legend whose anchor (``loc``) is at a place in inches, as in :meth:`axes`."""

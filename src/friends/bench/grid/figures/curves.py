@@ -63,6 +63,7 @@ def compute(source: Source) -> Sheet:
     labels = sorted(source.grid.axes[axis], key=lambda label: number(label) or 0.0)
     rows = [row for row in source.rows if any(name == row for _, name in found)]
     curves = {row: _curve([found[label, row] for label in labels if (label, row) in found], axis) for row in rows}
+    alike = len({tuple(r.pair for r in s.records) for s in found.values()}) == 1
     trials = sorted({point["success"]["n"] for curve in curves.values() for point in curve})
     between = f"{trials[0]} to {trials[-1]} goals" if len(trials) > 1 else counted(trials[0], "goal")
     kinds = sorted({s.success.kind for s in found.values()})
@@ -71,7 +72,7 @@ def compute(source: Source) -> Sheet:
         name=f"{PREFIX}{axis}",
         title=title,
         caption=f"Left: attack success; right: clean test accuracy, over the {_name(axis)}; {between} a "
-        "point, the same ones in all rows. Bars: 95 % intervals of each point by itself "
+        f"point{', the same ones in all rows' if alike else ''}. Bars: 95 % intervals of each point by itself "
         f"(success: {', '.join(kinds)}; accuracy: t). "
         + (f"The row {CLEAN!r} was trained without poisons: how often the goal is misread anyway. " if CLEAN in rows
            else "")

@@ -114,7 +114,7 @@ def paint(sheet: Sheet) -> Any:
         sheet_page = page(sheet, 8.4, 0.93 * len(rows))
         for place, (name, images, scale) in enumerate(reversed(rows)):
             axes = sheet_page.axes(1.3, 0.93 * place, 6.98, 0.88)
-            axes.imshow(_side_by_side(images), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(side_by_side(images), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_ylabel(name + scale, rotation=0, ha="right", va="center", labelpad=8)
             axes.set_xticks([])
             axes.set_yticks([])
@@ -133,7 +133,7 @@ def _told(between: str, scale: int) -> str:
     return f"\n{between}{scale}/255\n(\N{MULTIPLICATION SIGN}{255 / scale:.3g})"
 
 
-def _side_by_side(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def side_by_side(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Brightnesses ``(n, c, h, w)`` as one picture, with white between the images."""
     gap = max(1, images.shape[3] // 10)
     padded = np.pad(np.clip(images, 0, 1), ((0, 0), (0, 0), (0, 0), (0, gap)), constant_values=1)

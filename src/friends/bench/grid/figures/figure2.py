@@ -138,7 +138,7 @@ def _caption(attack: GradientMatching, poisoned: PoisonedDataset, subject: Subje
         "first random direction and by +b or -b along the second, which is orthogonal to it; a and b reach "
         f"xi = {levels(attack.xi)}. (a) Matching loss 1 - cos of the gradients of goal and poison, mean over "
         f"{counted(attack.surrogates, 'surrogate')}, without augmentation; (b) its contours; "
-        " (c) training loss of the same example under the same networks, which have not seen poisons. (d) "
+        "(c) training loss of the same example under the same networks, which have not seen poisons. (d) "
         "Losses from the clean image (0) to the poison (1) and beyond, there also under the undefended victim after "
         f"its last epoch. Over the plane the matching loss ranges from {rough['matching']['lowest']:.3g} to "
         f"{rough['matching']['highest']:.3g}; at the poison it is {rough['matching']['centre']:.3g}."
@@ -159,16 +159,16 @@ def paint(sheet: Sheet) -> Any:
     steps = sheet.numbers["steps in grey levels"]
     matching, training = (np.asarray(sheet.numbers[f"{name} loss on the plane"]) for name in ("matching", "training"))
     with styled():
-        drawn = page(sheet, 10.4, 7.6)
-        for bottom, heights, title in ((3.85, matching, "(a) matching loss"),
+        drawn = page(sheet, 10.4, 7.8)
+        for bottom, heights, title in ((4.0, matching, "(a) matching loss"),
                                        (0.1, training, "(c) training loss of the example")):  # fmt: skip
-            above = drawn.axes(0.0, bottom, 4.7, 3.6, projection="3d")
+            above = drawn.axes(0.0, bottom, 4.7, 3.4, projection="3d")
             surface(above, steps, heights, title.partition(") ")[2].removesuffix(" of the example"))
             above.set_title(title, loc="center")
-        panel = drawn.axes(6.0, 4.4, 2.8, 2.8)
+        panel = drawn.axes(6.0, 4.5, 2.8, 2.8)
         filled = contours(panel, steps, matching)
         panel.set_title("(b) contours of (a)")
-        scale(drawn, (9.15, 4.5, 0.14, 2.6), filled, "matching loss")
+        scale(drawn, (9.15, 4.6, 0.14, 2.6), filled, "matching loss")
         _line(drawn, sheet)
         return drawn.figure
 
@@ -224,7 +224,7 @@ def scale(drawn: Page, place: tuple[float, float, float, float], filled: Any, na
 def _line(drawn: Page, sheet: Sheet) -> None:
     """The losses from the clean image through the poison, with an axis for each kind."""
     shares = sheet.numbers["shares of the perturbation"]
-    axes = drawn.axes(6.0, 1.15, 3.4, 2.45)
+    axes = drawn.axes(6.0, 1.2, 3.4, 2.5)
     other = axes.twinx()
     other.spines["right"].set_visible(True)
     other.grid(False)

@@ -171,11 +171,12 @@ def paint(sheet: Sheet) -> Any:
         _success(a, sheet.numbers["success"])
         _error(b, sheet.numbers["error"])
         spread = cast("dict[str, Any]", sheet.numbers["spread"])
-        top = max((v for of in spread.values() for line in of["lines"].values() for v in line["mean"]), default=1.0)
+        top = max((mean + 2 * error for of in spread.values() for line in of["lines"].values()
+                   for mean, error in zip(line["mean"], line["standard error"], strict=True)), default=1.0)  # fmt: skip
         for axes, letter, part in ((c, "c", "clean training images"), (d, "d", "poisons")):
             axes.set_title(f"({letter}) variation of the output around {part}", fontsize=9.5)
             if part in spread:
-                _spread(axes, sheet.numbers["radii"], spread[part], 1.15 * top or 1.0)
+                _spread(axes, sheet.numbers["radii"], spread[part], 1.05 * top or 1.0)
             else:
                 absent(axes, sheet.missing[SPREAD])
         return drawn.figure

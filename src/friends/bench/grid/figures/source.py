@@ -54,9 +54,11 @@ class Source:
 
     @cached_property
     def mine(self) -> list[Record]:
-        """The records of this grid."""
-        here, places = (self.grid.name, self.grid.preset), {_place_of(cell) for cell in self.grid.cells()}
-        return [r for r in self.records if (r.grid, r.preset) == here and _place(r) in places]
+        """The records of this grid, in the order of its cells."""
+        order = {_place_of(cell): number for number, cell in enumerate(self.grid.cells())}
+        here = self.grid.name, self.grid.preset
+        found = [r for r in self.records if (r.grid, r.preset) == here and _place(r) in order]
+        return sorted(found, key=lambda r: order[_place(r)])
 
     def of(self, row: str) -> list[Record]:
         """The records of a row, in the order of their pairs."""
