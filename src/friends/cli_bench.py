@@ -82,7 +82,9 @@ def run(
         list[str] | None,
         typer.Option(help="Only this point, AXIS=LABEL; may be repeated.", rich_help_panel=_PART),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="How many, or which: 8, or 0,3,5, or 3, for one.", rich_help_panel=_PART)] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="How many (8), or which (0,3,5 or 3,).", rich_help_panel=_PART)
+    ] = None,
     engine: Annotated[
         str,
         typer.Option(help="inline, workers (processes here) or ray (a cluster).", rich_help_panel=_WHERE),

@@ -109,6 +109,20 @@ def test_records_that_contradict_each_other_are_not_merged(changes: dict[str, ob
         merge([[record()], [replace(record(), **changes)]])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"code": "0ther"}, "made by other code"),
+        ({"settings": {**record().settings, "seed": 1, "xi": 3}}, "other settings than cell"),
+        ({"scaled_down": "small"}, "other settings than cell"),
+    ],
+)
+def test_seeds_of_other_code_or_settings_are_not_merged(changes: dict[str, object], words: str) -> None:
+    assert len(merge([[record()], [record(seed=1)]])) == 2
+    with pytest.raises(ValueError, match=words):
+        merge([[record()], [record(seed=1, **changes)]])  # type: ignore[arg-type]
+
+
 def test_rows_are_in_the_order_of_their_pairs() -> None:
     some = [record(name, seed=s) for s in (2, 0, 1) for name in ("undefended", "epic")]
     found = rows(some)

@@ -74,7 +74,7 @@ def test_memory_is_shared_out() -> None:
         tasks = [task(name, 0.3, memory=6) for name in "ab"]
         driven = drive(tasks, engine)
         assert len({done.value["pid"] for done in driven.done}) == 1  # never two at once
-        with pytest.raises(ValueError, match=r"can never run here: it may take 1\.1e-08 GB, and the workers have 1e-08"):
+        with pytest.raises(ValueError, match=r"can never run here: it may take 1\.1e-08 GB, and the workers"):
             drive([task("large", memory=11)], engine)
     for wrong in ({"count": 0}, {"count": 1, "memory": 0}):
         with pytest.raises(ValueError, match=r"workers"):

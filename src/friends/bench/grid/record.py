@@ -219,21 +219,32 @@ def merge(parts: Sequence[Sequence[Record]]) -> list[Record]:
     The same cell may come twice where it came out the same; its first record is kept.
 
     Raises:
-        ValueError: a cell comes with two outcomes; or the parts are of other code, or one of a scaled-down and one of
-            a full-size run of the same row. The message names cell and file part.
+        ValueError: a cell comes with two outcomes, or the records of a row are of other code, other settings than the
+            seed, or another size. The message names the cell and its part.
     """
     found: dict[tuple[str, str, str, str], Record] = {}
+    models: dict[tuple[object, ...], Record] = {}
     for number, part in enumerate(parts):
         for record in part:
-            place = (record.grid, record.preset, record.cell, record.defense)
-            first = found.setdefault(place, record)
-            if first.code != record.code:
-                raise ValueError(f"cell {record.cell} ({record.defense}) of part {number + 1} was made by other code "
-                                 f"({record.code} instead of {first.code}): merge runs of one version")  # fmt: skip
+            where = f"cell {record.cell} ({record.defense}, seed {record.seed}) of part {number + 1}"
+            model = models.setdefault((record.grid, record.preset, record.row), record)
+            if model.code != record.code:
+                raise ValueError(
+                    f"{where} was made by other code ({record.code} instead of {model.code}): merge runs of one version"
+                )
+            if _but_seed(model) != _but_seed(record):
+                raise ValueError(f"{where} was made with other settings than cell {model.cell} of the same row")
+            first = found.setdefault((record.grid, record.preset, record.cell, record.defense), record)
             if first is not record and first.essence() != record.essence():
-                raise ValueError(f"cell {record.cell} ({record.defense}) of part {number + 1} came out otherwise than in "
-                                 "an earlier part: look at both before choosing one")  # fmt: skip
+                raise ValueError(
+                    f"{where} came out otherwise than in an earlier part: look at both before choosing one"
+                )
     return list(found.values())
+
+
+def _but_seed(record: Record) -> tuple[object, ...]:
+    settings = {name: value for name, value in record.settings.items() if name != "seed"}
+    return json.dumps(settings, sort_keys=True), record.scaled_down
 
 
 def rows(records: Iterable[Record]) -> Mapping[tuple[tuple[tuple[str, str], ...], str], list[Record]]:

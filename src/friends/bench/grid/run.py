@@ -1,4 +1,4 @@
-"""Running a grid into its folder: look at what is there, plan, work, write a line per finished cell, make the tables."""
+"""Running a grid into its folder: look at what is there, plan, work, write a line for every finished cell."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def counted(number: int, what: str) -> str:
 def absent(axes: Any, why: str) -> None:
     """Say in a panel's place why it is empty."""
     axes.set_axis_off()
-    text = "\n".join(textwrap.wrap(f"not run: {why}", 34))
+    text = "\n".join(textwrap.wrap(why, 34))
     axes.text(0.5, 0.5, text, ha="center", va="center", color=RED, transform=axes.transAxes)
 
 
