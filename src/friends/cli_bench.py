@@ -305,6 +305,7 @@ def _work(
 def _make_pages(grid: Grid, folder: Path, table: Workbench | None) -> None:
     """Tables, figures and pages of what is in a folder."""
     from friends.bench.grid.figures import MissingError, draw, figures_of
+    from friends.bench.grid.gallery import write_pictures
     from friends.bench.grid.record import read
     from friends.bench.grid.run import RECORDS
     from friends.bench.grid.site import write_site
@@ -322,6 +323,8 @@ def _make_pages(grid: Grid, folder: Path, table: Workbench | None) -> None:
             draw(grid, records, table, folder, only=wanted, progress=bars) if wanted else None
         except MissingError as error:
             console.print(f"no figure yet: {error}", markup=False, highlight=False)
+        if table is not None:
+            write_pictures(grid, records, table, folder, progress=bars)
     index = write_site([folder], folder / "site")
     for one in made:
         _show_table(one)

@@ -112,7 +112,10 @@ def protection(found: Tuned) -> tuple[bool, str]:
     if not judged.works:
         return False, f"{where} the attack does not work undefended."
     before, after = judged.undefended, judged.scores[chosen]
-    change = f"{where} success goes from {100 * before.mean_success:.0f} % to {100 * after.mean_success:.0f} %"
+    cost = 100 * (before.mean_accuracy - after.mean_accuracy)
+    beyond = ", more than it may" if cost > 100 * found.settings.accuracy_drop + 1e-9 else ""
+    change = f"{where} it costs {cost:.1f} points of accuracy{beyond}, and success goes "
+    change += f"from {100 * before.mean_success:.0f} % to {100 * after.mean_success:.0f} %"
     if len(before.success) < 2:
         return False, f"{change} in one training each, which says nothing of others: --seeds 3 or more would."
     mean = 100 * (before.mean_success - after.mean_success)
