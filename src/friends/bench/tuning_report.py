@@ -118,10 +118,11 @@ def protection(found: Tuned) -> tuple[bool, str]:
     change += f"from {100 * before.mean_success:.0f} % to {100 * after.mean_success:.0f} %"
     if len(before.success) < 2:
         return False, f"{change} in one training each, which says nothing of others: --seeds 3 or more would."
-    mean = 100 * (before.mean_success - after.mean_success)
     low, high = (100 * value for value in difference_interval(after.success, before.success))
-    change += f", a fall of {mean:.0f} points ({low:.0f} to {high:.0f})"
-    return low > 0, change + ("." if low > 0 else ": chance could do that.")
+    fall = 100 * (before.mean_success - after.mean_success)
+    word, least, most = ("fall", low, high) if fall >= 0 else ("rise", -high, -low)
+    change += f", a {word} of {abs(fall):.0f} points ({least:.0f} to {most:.0f})"
+    return low > 0, change + ("." if low > 0 else ": chance could do that." if fall >= 0 else ".")
 
 
 def python_line(candidate: Candidate, epochs: int) -> str:

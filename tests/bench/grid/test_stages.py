@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from friends.bench.grid.record import Record
-from friends.bench.grid.spec import Cell, Grid, built_in, read_grid
+from friends.bench.grid.spec import Cell, Grid, read_grid
 from friends.bench.grid.stages import Workbench, perform_cell, perform_poison
 from friends.data.artifacts import Artifacts
 from friends.data.images import LabeledImages
@@ -165,16 +165,3 @@ def test_tasks_do_the_same_in_plain_values(tmp_path: Path) -> None:
     assert made["keys"]["poison"] == key
     expected = Workbench(Artifacts(tmp_path)).record(cell)
     assert Record(**{**made, **{n: tuple(made[n]) for n in ("defenses", "removed", "history")}}) == expected
-
-
-@pytest.mark.parametrize("name", [n for n in built_in("smoke") if n.startswith(("table", "figure"))])
-def test_every_table_and_figure_runs_at_smoke_size(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """All of them in one cache, as a user would have it; the numbers mean nothing, but every method has run."""
-    bench = Workbench(Artifacts(tmp_path_factory.getbasetemp() / "smoke-cache"))
-    grid = read_grid(name, "smoke")
-    records = [bench.record(cell, keep_model=grid.keep_models) for cell in grid.cells()]
-    assert all(record.scaled_down for record in records)
-    defended = [r for r in records if r.defense not in ("undefended", "clean")]
-    outcomes = {(tuple(r.labels.values()), round(r.confidence, 6), r.accuracy) for r in records}
-    assert len(outcomes) > len(records) / 2  # the rows did something
-    assert all(record.defenses for record in defended)
