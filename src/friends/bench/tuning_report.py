@@ -112,17 +112,22 @@ def protection(found: Tuned) -> tuple[bool, str]:
     if not judged.works:
         return False, f"{where} the attack does not work undefended."
     before, after = judged.undefended, judged.scores[chosen]
-    cost = 100 * (before.mean_accuracy - after.mean_accuracy)
-    beyond = ", more than it may" if cost > 100 * found.settings.accuracy_drop + 1e-9 else ""
-    change = f"{where} it costs {cost:.1f} points of accuracy{beyond}, and success goes "
+    accuracies = [100 * score.mean_accuracy for score in (before, after)]
+    beyond = ", which is more than it may cost" if accuracies[0] - accuracies[1] > _allowed(found) else ""
+    change = f"{where} accuracy goes from {accuracies[0]:.1f} % to {accuracies[1]:.1f} %{beyond}; success goes "
     change += f"from {100 * before.mean_success:.0f} % to {100 * after.mean_success:.0f} %"
     if len(before.success) < 2:
         return False, f"{change} in one training each, which says nothing of others: --seeds 3 or more would."
     low, high = (100 * value for value in difference_interval(after.success, before.success))
     fall = 100 * (before.mean_success - after.mean_success)
     word, least, most = ("fall", low, high) if fall >= 0 else ("rise", -high, -low)
-    change += f", a {word} of {abs(fall):.0f} points ({least:.0f} to {most:.0f})"
+    change += f", a {word} of {abs(fall):.0f} points ({round(least)} to {round(most)})"
     return low > 0, change + ("." if low > 0 else ": chance could do that." if fall >= 0 else ".")
+
+
+def _allowed(found: Tuned) -> float:
+    """How many points of accuracy the defense may cost."""
+    return 100 * found.settings.accuracy_drop + 1e-9
 
 
 def python_line(candidate: Candidate, epochs: int) -> str:
