@@ -45,7 +45,10 @@ class Streams:
 
 @runtime_checkable
 class Progress(Protocol):
-    """How long work says how far it is. Called often; must be cheap and must not raise."""
+    """How long work says how far it is. Called often; must be cheap.
+
+    It may raise to stop the work, as Ctrl-C would: what was checkpointed stays, and the same call goes on with it.
+    """
 
     def __call__(self, what: str, done: int, total: int, note: str = "", /) -> None: ...
 
