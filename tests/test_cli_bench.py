@@ -59,7 +59,7 @@ def test_a_grid_is_planned_run_in_parts_and_shown(here: Path) -> None:
 
     first = bench("run", "mine.toml", "--only", "epic", "--at", "xi=64/255", "--device", "cpu").output
     assert "epic, seed 0:" in first
-    assert "not run" in first  # the other rows, in the table
+    assert "not run" in (here / "bench" / "mine" / "tables" / "mine.md").read_text()  # the other rows
     records = read(here / "bench" / "mine" / "records.jsonl")
     assert [(r.labels["xi"], r.defense) for r in records] == [("64/255", n) for n in ("undefended", "clean", "epic")]
 
@@ -91,6 +91,8 @@ def test_records_of_machines_are_merged_and_others_refused(here: Path) -> None:
     assert "12 records in all" in bench("merge", "part0", "part1", "-o", "all").output
     assert len(read(here / "all" / "records.jsonl")) == 12
     assert (here / "all" / "grid.json").is_file()
+    bench("merge", "part0", "-o", "all")  # what is there stays
+    assert len(read(here / "all" / "records.jsonl")) == 12
     bench("tables", "all")
     line = json.loads((here / "part1" / "records.jsonl").read_text().splitlines()[0])
     append(here / "other.jsonl", [Record.from_line(json.dumps({**line, "code": "0ther", "seed": 7, "cell": "x"}))])
@@ -108,6 +110,30 @@ def test_records_of_other_settings_are_never_mixed_in(here: Path) -> None:
     bench("run", "mine.toml", "--only", "epic", "--set-aside", "--device", "cpu")
     folder = here / "bench" / "mine"
     assert len(read(folder / "records.jsonl")) == len(read(folder / "records-old-1.jsonl")) == 6
+
+
+def test_a_grid_that_shares_models_is_gone_on_with_at_every_point(here: Path) -> None:
+    """Its axis changes a defense alone: after one undefended record, those of the other points are still to be made."""
+    axis = """[axes.lr]
+small = { defenses = { epic = { share = 0.1 } } }
+large = { defenses = { epic = { share = 0.2 } } }
+"""
+    text = GRID[: GRID.index("[axes.xi]")] + axis + GRID[GRID.index("[defenses]") :]
+    (here / "mine.toml").write_text(text)
+    bench("run", "mine.toml", "--at", "lr=small", "--only", "undefended", "--device", "cpu")
+    bench("run", "mine.toml", "--device", "cpu")
+    records = read(here / "bench" / "mine" / "records.jsonl")
+    assert len({record.row for record in records}) == len(records) == 8
+    bench("merge", "bench/mine", "-o", "again")
+    assert len(read(here / "again" / "records.jsonl")) == 8
+
+
+def test_a_dry_run_changes_nothing(here: Path) -> None:
+    bench("run", "mine.toml", "--only", "epic", "--device", "cpu")
+    before = {path: path.read_bytes() for path in (here / "bench" / "mine").rglob("*") if path.is_file()}
+    (here / "mine.toml").write_text(GRID.replace("epochs = 2", "epochs = 3"))
+    wrong("run", "mine.toml", "--dry-run", "--set-aside", "--device", "cpu")
+    assert {path: path.read_bytes() for path in (here / "bench" / "mine").rglob("*") if path.is_file()} == before
 
 
 def test_the_cache_can_be_listed_checked_repaired_and_pruned(here: Path) -> None:
@@ -144,7 +170,7 @@ def test_the_cache_can_be_listed_checked_repaired_and_pruned(here: Path) -> None
         (["run", "mine.toml", "--engine", "slurm"], "unknown engine 'slurm'; choose inline, workers or ray"),
         (["run", "mine.toml", "--memory", "much"], "a size is a number with a unit, such as 16GB, not 'much'"),
         (["run", "mine.toml", "--workers", "-1"], "--workers is a number >= 1"),
-        (["run", "mine.toml", "--engine", "workers", "--memory", "1MB"], "can never run here: it may take 0.9 GB"),
+        (["run", "mine.toml", "--engine", "workers", "--memory", "1MB"], "can never run here: it may take 0.924 GB"),
         (["run", "mine.toml", "--device", "tpu"], "device 'tpu' cannot be used here"),
         (["run", "mine.toml", "--minutes", "-3"], "--minutes is a number > 0"),
         (["run", "table1", "--preset", "small"], "cifar10"),

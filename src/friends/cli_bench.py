@@ -127,7 +127,8 @@ def run(
             raise ValueError(f"--minutes is a number > 0, not {minutes:g}")
         whole = chosen = _grid(what, preset)
         if data is not None:
-            chosen = whole.with_source(data)
+            # Workers may have another folder: a path must hold there, too.
+            chosen = whole.with_source(str(Path(data).absolute()) if Path(data).exists() else data)
         folder = out or Path("bench") / f"{whole.name}-{whole.preset}".rstrip("-")
         place = pick_device(device, threads)
         store = _artifacts(cache, cache_url)
@@ -136,19 +137,20 @@ def run(
         with Bars() as bars:
             table = Workbench(store, str(place), download=download, progress=bars)
             part = chosen.narrowed(only=only or (), seeds=_seeds(seeds), at=_points(at or ()))
-            outlook = look_ahead(chosen, part, table, folder, aside=aside)
+            outlook = look_ahead(chosen, part, table, folder, aside=aside and not dry_run)
         _show_outlook(outlook, folder)
         if dry_run:
             return
         check_disk(outlook, cache)
-        payload = {"cache": str(cache), "device": str(place), "download": download, "remote": cache_url}
+        payload = {"cache": str(cache.absolute()), "device": str(place), "download": download, "remote": cache_url}
         share = (1.0 if place.type == "cuda" else 0.0) if gpus is None else gpus
         chosen_engine = _engine(engine, workers, _bytes(memory), share, address, str(place))
-        whole.write(folder)
         try:
-            _work(outlook, folder, chosen_engine, payload, minutes, share)
-        finally:
-            _make_pages(chosen, folder, table)
+            _work(whole, outlook, folder, chosen_engine, payload, minutes, share)
+        except BaseException:
+            _pages_after_failure(chosen, folder, table)
+            raise
+        _make_pages(chosen, folder, table)
 
     guarded(work)
 
@@ -269,8 +271,22 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def _pages_after_failure(grid: Grid, folder: Path, table: Workbench) -> None:
+    """What there is, shown; what goes wrong with that must not hide what went wrong before."""
+    try:
+        _make_pages(grid, folder, table)
+    except Exception as error:
+        errors.print(f"no tables: {error}", markup=False, highlight=False)
+
+
 def _work(
-    outlook: Outlook, folder: Path, engine: Engine, payload: dict[str, Any], minutes: float | None, share: float
+    whole: Grid,
+    outlook: Outlook,
+    folder: Path,
+    engine: Engine,
+    payload: dict[str, Any],
+    minutes: float | None,
+    share: float,
 ) -> None:
     """Run what is left, with a line for every cell."""
     from friends.bench.grid.run import run_grid
@@ -293,7 +309,7 @@ def _work(
 
     with engine, Bars() as bars:
         driven = run_grid(
-            outlook, folder, engine, payload, minutes=minutes, gpus=share, finished=finished, failed=failed,
+            outlook, folder, engine, payload, grid=whole, minutes=minutes, gpus=share, finished=finished, failed=failed,
             progress=bars,
         )  # fmt: skip
     if driven.stopped:

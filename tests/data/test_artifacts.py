@@ -247,7 +247,8 @@ def test_what_is_half_at_the_url_is_not_there_and_what_is_damaged_is_not_taken(t
     store = tmp_path / "store"
     made = Artifacts(tmp_path / "here", remote=store.as_uri()).obtain("poison", IDENTITY, writes("abc"))
     there = Artifacts(tmp_path / "there", remote=store.as_uri())
-    (store / "poison" / made.key / "out.txt").write_text("abd")
+    (there_is,) = (store / "poison" / made.key).glob("out.txt.*")
+    there_is.write_text("abd")
     with pytest.raises(DamagedError, match="has changed since it was written: remove it there"):
         there.find("poison", IDENTITY)
     assert there.list() == []
@@ -265,6 +266,29 @@ def test_a_manifest_cannot_write_outside_its_folder(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match="names a file outside itself"):
         Artifacts(tmp_path / "there", remote=store.as_uri()).find("poison", IDENTITY)
     assert not list(tmp_path.rglob("evil.txt"))
+
+
+def test_two_machines_that_make_the_same_leave_a_whole_one(tmp_path: Path) -> None:
+    """No lock reaches a URL: their files may differ, and whichever list is there last finds its own."""
+    store = (tmp_path / "store").as_uri()
+    machines = [Artifacts(tmp_path / name, remote=store) for name in "ab"]
+
+    def both(folder: Path) -> dict[str, object]:
+        machines[1].obtain("poison", IDENTITY, writes("from b"))  # begins later, and is done first
+        return writes("from a")(folder)
+
+    machines[0].obtain("poison", IDENTITY, both)
+    third = Artifacts(tmp_path / "c", remote=store).obtain("poison", IDENTITY, writes("from c"))
+    assert third.file("out.txt").read_text() == "from b"
+    other = Artifacts(tmp_path / "d").obtain("poison", IDENTITY, writes("from d"))  # uploads between the other's steps
+    remote = machines[0]._remote
+    assert remote is not None
+    (tmp_path / "store" / "poison" / other.key / "artifact.json").unlink()
+    remote.upload(other.folder, "poison", other.key, other.hashes)
+    assert (
+        Artifacts(tmp_path / "e", remote=store).obtain("poison", IDENTITY, writes("")).file("out.txt").read_text()
+        == "from d"
+    )
 
 
 def test_an_unknown_url_says_what_is_missing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import posixpath
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,18 +45,24 @@ class Remote:
             return None
         return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
-    def download(self, kind: str, key: str, name: str, to: Path) -> None:
+    def download(self, kind: str, key: str, name: str, sha256: str, to: Path) -> None:
         """Copy one file of an artifact here."""
-        self._system.get_file(self._path(kind, key, name), str(to))
+        self._system.get_file(self._path(kind, key, _stored(name, sha256)), str(to))
 
-    def upload(self, folder: Path, kind: str, key: str, names: list[str]) -> None:
+    def upload(self, folder: Path, kind: str, key: str, hashes: Mapping[str, str]) -> None:
         """Copy a finished artifact there, its list of files last. One that is there already is left as it is."""
         if self.manifest(kind, key) is not None:
             return
         with contextlib.suppress(FileExistsError):
             self._system.makedirs(posixpath.join(self._root, kind, key), exist_ok=True)
-        for name in [*names, MANIFEST]:
-            self._system.put_file(str(folder / name), self._path(kind, key, name))
+        for name, sha256 in hashes.items():
+            self._system.put_file(str(folder / name), self._path(kind, key, _stored(name, sha256)))
+        self._system.put_file(str(folder / MANIFEST), self._path(kind, key, MANIFEST))
 
     def _path(self, kind: str, key: str, name: str) -> str:
         return posixpath.join(self._root, kind, key, name)
+
+
+def _stored(name: str, sha256: str) -> str:
+    """What a file is called there: two machines may upload at once, and every list must find its own files."""
+    return f"{name}.{sha256[:16]}"

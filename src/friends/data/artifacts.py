@@ -253,7 +253,9 @@ class Artifacts:
         )
         self._place(work, kind, key)
         if self._remote is not None:
-            self._remote.upload(self.root / kind / key, kind, key, names)
+            placed = self._here(kind, key)
+            if placed is not None:
+                self._remote.upload(placed.folder, kind, key, placed.hashes)
 
     def _place(self, work: Path, kind: str, key: str) -> None:
         """Move a finished folder to its place; if another is there already, that one stays."""
@@ -302,7 +304,7 @@ class Artifacts:
                 if Path(name).is_absolute() or ".." in Path(name).parts:
                     raise DamagedError(f"{kind} {key} at {remote.url} names a file outside itself: {name!r}")
                 (work / name).parent.mkdir(parents=True, exist_ok=True)
-                remote.download(kind, key, name, work / name)
+                remote.download(kind, key, name, of["sha256"], work / name)
                 problem = _problem(work / name, of["sha256"])
                 if problem:
                     raise DamagedError(f"{name} of {kind} {key} at {remote.url} {problem}: remove it there")

@@ -123,6 +123,12 @@ def test_seeds_of_other_code_or_settings_are_not_merged(changes: dict[str, objec
         merge([[record()], [record(seed=1, **changes)]])  # type: ignore[arg-type]
 
 
+def test_points_that_share_a_model_each_keep_its_record() -> None:
+    """Where an axis changes a defense alone, the undefended models of all points are one."""
+    one, other = (record(labels={"mu": mu}, cell="the same") for mu in ("8/255", "16/255"))
+    assert merge([[one, other]]) == [one, other]
+
+
 def test_rows_are_in_the_order_of_their_pairs() -> None:
     some = [record(name, seed=s) for s in (2, 0, 1) for name in ("undefended", "epic")]
     found = rows(some)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from friends.bench.grid.drive import drive
-from friends.bench.grid.engines import Inline, Workers, local_workers
+from friends.bench.grid.engines import Inline, Workers, _gpu_name, cores, local_workers
 from friends.bench.grid.plan import plan, tasks_of
 from friends.bench.grid.run import record_of
 from friends.bench.grid.spec import read_grid
@@ -89,6 +89,24 @@ def test_mistakes_come_back_in_words() -> None:
     assert [done.value["say"] for done in driven.done] == ["good"]
 
 
+def test_a_mistake_is_not_taken_for_a_lost_worker() -> None:
+    with Workers(1) as engine:
+        driven = drive([task("odd", payload={"seconds": None}), task("good", value=-1)], engine)
+        assert engine._started == 1  # the same process did both
+    assert [(done.attempts, done.lost) for done in driven.failed] == [(1, False)]
+    assert "TypeError" in driven.failed[0].error
+    assert [done.value["say"] for done in driven.done] == ["good"]
+
+
+def test_the_start_of_a_process_is_not_counted_to_its_task() -> None:
+    """Torch alone takes a second and more to load, and estimates are corrected by these times."""
+    words: list[float] = []
+    with Workers(1) as engine:
+        (done,) = drive([task("a", 0.2)], engine, progress=lambda *word: words.append(time.monotonic())).done
+        ended = time.monotonic()
+    assert 0.2 <= done.seconds < ended - words[0] + 0.5  # its first word is its first act
+
+
 def test_gpus_are_dealt_out_and_too_many_workers_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert local_workers(0, memory=None, share=0.25, device="cuda").slots == 8
@@ -96,7 +114,15 @@ def test_gpus_are_dealt_out_and_too_many_workers_refused(monkeypatch: pytest.Mon
     assert local_workers(0, memory=None, share=1.0, device="cuda:1").slots == 1
     with pytest.raises(ValueError, match=r"5 workers of 0.5 GPUs each do not fit on 2 GPUs: at most 4"):
         local_workers(5, memory=None, share=0.5, device="cuda")
-    assert local_workers(0, memory=None, share=0.0, device="cpu").slots == os.cpu_count()
+    assert local_workers(0, memory=None, share=0.0, device="cpu").slots == cores()
+
+
+def test_a_worker_sees_the_gpu_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers count what this process may see."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _gpu_name(1) == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-8932f937")
+    assert [_gpu_name(0), _gpu_name(1)] == ["2", "GPU-8932f937"]
 
 
 ORPHAN = """

@@ -112,6 +112,16 @@ def test_a_part_of_a_grid_keeps_what_its_rows_are_compared_with() -> None:
         grid().narrowed(at={"xi": ["4/255"]})
 
 
+def test_leaving_a_row_out_leaves_its_changes_out() -> None:
+    axes = {"mu": {"8": {"defenses": {"friends-b": {"mu": "8/255"}}}}}
+    part = grid(axes=axes, seeds=1).narrowed(only=["epic"])
+    assert {c.row.name for c in part.cells()} == {UNDEFENDED, CLEAN, "epic"}
+    assert {c.row.name for c in read_grid("table3", "small").narrowed(only=["undefended"]).cells()} == {
+        UNDEFENDED,
+        CLEAN,
+    }
+
+
 def test_tables_are_laid_over_each_other() -> None:
     base = {"attack": {"name": "a", "xi": 1, "steps": 2}, "seed": 0}
     assert merged(base, {"attack": {"xi": 3}}) == {"attack": {"name": "a", "xi": 3, "steps": 2}, "seed": 0}

@@ -100,6 +100,24 @@ def test_places_and_rows_have_names_of_their_own(tmp_path: Path) -> None:
     assert {bench.cell_key(c) for c in same} == {bench.cell_key(cell)}
 
 
+def test_a_row_with_its_own_recipe_depends_on_the_trials_too(tmp_path: Path) -> None:
+    """Surrogates are trained by the trial's, victims by the row's."""
+    bench = Workbench(Artifacts(tmp_path))
+    cell = cell_of(smoke(), "friends-b")
+    own = replace(cell, row=replace(cell.row, recipe={"epochs": 6}))
+    other = changed(own, recipe={"epochs": 4})
+    assert own.recipe.epochs == other.recipe.epochs == 6
+    assert bench.cell_key(own) != bench.cell_key(other)
+    assert bench.victim_identity(own) != bench.victim_identity(other)
+
+
+def test_points_with_more_goals_do_not_share_a_lab_of_fewer(tmp_path: Path) -> None:
+    bench = Workbench(Artifacts(tmp_path))
+    one = cell_of(smoke(), "undefended")
+    three = changed(one, goals={"count": 3})
+    assert [len(bench.lab(cell).goals) for cell in (one, three)] == [1, 3]
+
+
 def test_code_that_cannot_matter_does_not_count(tmp_path: Path) -> None:
     bench = Workbench(Artifacts(tmp_path))
     grid = smoke("table1", "friends-b", "deep-knn")

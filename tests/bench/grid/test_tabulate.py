@@ -72,7 +72,7 @@ def test_a_small_table_as_a_whole() -> None:
         "- p: two-sided exact McNemar test against the undefended models of the same seeds and goals, adjusted by Holm "
         "over the defenses of a point.\n"
         "- All rows: 4 trials: too few to tell 20 % from 50 %; 39 would.\n"
-        "- n/a: strip: not defined for a target.\n"
+        "- n/a: strip: not defined for a targeted attack.\n"
     )
 
 

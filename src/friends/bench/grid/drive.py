@@ -14,8 +14,11 @@ POLL = 1.0
 """Seconds after which the time is looked at again, at most."""
 
 
-class TimeUpError(Exception):
-    """Raised inside a task that runs in this process, when the time is over; what it has checkpointed stays."""
+class TimeUpError(BaseException):
+    """Raised inside a task that runs in this process, when the time is over; what it has checkpointed stays.
+
+    Like ``KeyboardInterrupt`` it is no ``Exception``: nothing that a task does about its errors may hold it up.
+    """
 
 
 @dataclass
@@ -183,9 +186,10 @@ class _Board:
             self._result.failed.append(done)
             return done
         self._good.add(task.name)
-        spent = self._spent[task.call]
-        spent[0] += task.seconds
-        spent[1] += done.seconds
+        if task.seconds > 0:  # what was expected to take no time, since it is there already, tells nothing
+            spent = self._spent[task.call]
+            spent[0] += task.seconds
+            spent[1] += done.seconds
         self._result.done.append(done)
         return done
 
@@ -201,4 +205,6 @@ class _Board:
             result.stopped = f"the time is over; {len(result.left)} tasks are left"
         elif needing:
             result.stopped = f"{len(needing)} tasks need one that failed"
+        else:
+            result.stopped = f"the engine has no room any more for the {len(result.left)} tasks that are left"
         return result

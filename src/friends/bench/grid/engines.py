@@ -30,7 +30,7 @@ def attempt(task: Task, progress: Progress, worker: str) -> Done:
         value = resolve(task.call)(task.payload, progress)
     except USER_ERRORS as error:
         return Done(task=task, error=str(error), seconds=time.monotonic() - begun, worker=worker)
-    except RuntimeError:
+    except Exception:  # a mistake in one task is no reason to give up the others
         return Done(task=task, error=traceback.format_exc(), seconds=time.monotonic() - begun, worker=worker)
     return Done(task=task, value=value, seconds=time.monotonic() - begun, worker=worker)
 
@@ -101,7 +101,7 @@ class Workers:
         if memory is not None and memory < 1:
             raise ValueError(f"workers need memory, not {memory} bytes")
         self.slots, self._memory, self._gpus = count, memory, tuple(gpus)
-        self._threads = threads or max(1, (os.cpu_count() or 1) // count)
+        self._threads = threads or max(1, cores() // count)
         self._workers: list[_Worker] = []
         self._messages: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
         self._started = 0
@@ -136,8 +136,8 @@ class Workers:
         taken = [worker.gpu for worker in self._workers]
         gpu = min(self._gpus, key=taken.count) if self._gpus else None
         environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads), "MKL_NUM_THREADS": str(self._threads)}
-        environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
-        log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (closed when the worker ends)
+        environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": _gpu_name(gpu)}
+        log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (closed when the worker ends)
         process = subprocess.Popen(
             [sys.executable, "-m", "friends.bench.grid.worker", str(self._threads)],
             stdin=subprocess.PIPE,
@@ -182,7 +182,7 @@ class Workers:
             progress(f"{worker.name}: {what}", *rest)
             return None
         worker.task = None
-        seconds = time.monotonic() - worker.begun
+        seconds = float(message["seconds"])  # its own count, without the start of the process
         return Done(task=task, value=message["value"], error=message["error"], seconds=seconds, worker=worker.name)
 
     def _gone(self, worker: _Worker) -> Done | None:
@@ -229,10 +229,23 @@ def local_workers(count: int, *, memory: int | None, share: float, device: str) 
         device: ``"cpu"``, ``"cuda"`` for all GPUs, or ``"cuda:1"`` for one.
     """
     gpus = _gpus(device)
-    fit = int(len(gpus) / share + 1e-9) if gpus and share > 0 else os.cpu_count() or 1
+    fit = int(len(gpus) / share + 1e-9) if gpus and share > 0 else cores()
     if gpus and count > max(fit, 1):
         raise ValueError(f"{count} workers of {share:g} GPUs each do not fit on {len(gpus)} GPUs: at most {fit}")
     return Workers(count or max(fit, 1), memory=memory or _most_memory(), gpus=gpus)
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _gpu_name(index: int) -> str:
+    """What ``CUDA_VISIBLE_DEVICES`` calls the GPU that this process knows by a number: it may see only some itself."""
+    seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return seen[index] if seen else str(index)
 
 
 def _gpus(device: str) -> list[int]:

@@ -1,8 +1,8 @@
 """Before anything starts: what a grid consists of, what is there already, what the rest will take, and in which order.
 
 The order is by value. A row says nothing without its undefended models, and little without the control, so these come
-first; then FRIENDS, then its rivals; seed by seed, so that whatever is finished when time runs out is a whole table of
-fewer trials.
+first; then FRIENDS, then its rivals; trial by trial (all seeds of the first goal, then of the second), so that whatever
+is finished when time runs out is a whole table of fewer trials.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Planned:
         order: place in the order of value, from 0.
         seconds: estimate for its own model; the poisons are estimated once in :attr:`Plan.poisons`.
         bytes: estimate of what it leaves in the cache.
+        memory: estimate of what a worker needs for it.
     """
 
     cell: Cell
@@ -61,6 +62,7 @@ class Planned:
     order: float
     seconds: float
     bytes: int
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def plan(grid: Grid, bench: Workbench, records: Sequence[Record] = ()) -> Plan:
             poisons.setdefault(poison, crafting)
         size = 0 if done else _bytes(cell, bench, grid.keep_models)
         seconds = 0.0 if done else training
-        found.append(Planned(cell, bench.cell_key(cell), poison, poisoned, done, rank(cell), seconds, size))
+        memory = _memory(cell, bench.facts(cell.trial.data))
+        found.append(Planned(cell, bench.cell_key(cell), poison, poisoned, done, rank(cell), seconds, size, memory))
     found.sort(key=lambda planned: planned.order)
     return Plan(grid, tuple(found), poisons, clock.measured)
 
@@ -267,7 +270,7 @@ def tasks_of(
     for planned in whole.left if left is None else left:
         cell = planned.cell
         given = {**payload, "cell": cell.to_json(), "keep": whole.grid.keep_models}
-        value, memory = -planned.order, _memory(cell)
+        value, memory = -planned.order, planned.memory
         name = f"poison {planned.poison}"
         if not planned.poisoned and planned.poison not in crafting:
             crafting.add(planned.poison)
@@ -309,7 +312,9 @@ def _family(cell: Cell) -> str:
     )
 
 
-def _memory(cell: Cell) -> int:
-    """A rough upper bound of what a worker needs: torch itself, the data in a few copies, activations of a batch."""
+def _memory(cell: Cell, facts: Mapping[str, Any]) -> int:
+    """A rough bound of what a worker needs: torch itself, the data in a few copies, activations of a batch."""
+    c, h, w = facts["shape"]
+    copies = 6 * (int(facts["train"]) + int(facts["test"])) * c * h * w
     wide = cell.trial.model.name == "resnet18" and not cell.trial.model.width
-    return 2_000_000_000 if wide else 900_000_000
+    return copies + (2_000_000_000 if wide else 900_000_000)

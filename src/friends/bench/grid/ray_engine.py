@@ -58,7 +58,8 @@ class RayEngine:
         self._owner = not ray.is_initialized()
         if self._owner:
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
+            # Without an address Ray would join any cluster that it finds on this machine.
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **settings)
         self._code = code_of_worker()
         self._running: dict[Any, tuple[Task, float]] = {}
         self._remote = ray.remote(perform)

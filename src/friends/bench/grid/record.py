@@ -222,7 +222,7 @@ def merge(parts: Sequence[Sequence[Record]]) -> list[Record]:
         ValueError: a cell comes with two outcomes, or the records of a row are of other code, other settings than the
             seed, or another size. The message names the cell and its part.
     """
-    found: dict[tuple[str, str, str, str], Record] = {}
+    found: dict[tuple[object, ...], Record] = {}
     models: dict[tuple[object, ...], Record] = {}
     for number, part in enumerate(parts):
         for record in part:
@@ -234,7 +234,7 @@ def merge(parts: Sequence[Sequence[Record]]) -> list[Record]:
                 )
             if _but_seed(model) != _but_seed(record):
                 raise ValueError(f"{where} was made with other settings than cell {model.cell} of the same row")
-            first = found.setdefault((record.grid, record.preset, record.cell, record.defense), record)
+            first = found.setdefault((record.grid, record.preset, record.cell, record.row), record)
             if first is not record and first.essence() != record.essence():
                 raise ValueError(
                     f"{where} came out otherwise than in an earlier part: look at both before choosing one"

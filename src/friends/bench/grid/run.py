@@ -20,6 +20,7 @@ from friends.data.files import owned, write_text
 from friends.types import Progress, silent
 
 RECORDS = "records.jsonl"
+Place = tuple[tuple[tuple[str, str], ...], str]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ def current_records(grid: Grid, bench: Workbench, out: Path, *, aside: bool = Fa
         raise ValueError(f"{path} holds records that do not belong to this grid: {found.reasons()}. Choose another "
                          "folder (--out), or move them out of the way (--set-aside)")  # fmt: skip
     if found.others:
-        set_aside(path, found)
+        with owned(out):
+            found = sort_records(read(path), grid, bench)  # another may have written meanwhile
+            set_aside(path, found)
     return list(found.current)
 
 
@@ -94,15 +97,16 @@ class Outlook:
 
     Args:
         plan: its cells, with what is in the cache.
-        finished: keys and rows of the cells that have their record.
+        finished: keys, places and rows of the cells that have their record.
     """
 
     plan: Plan
-    finished: frozenset[tuple[str, str]]
+    finished: frozenset[tuple[str, Place]]
 
     def has(self, planned: Planned) -> bool:
         """Whether a cell has its record."""
-        return (planned.key, planned.cell.row.name) in self.finished
+        place = tuple(sorted(planned.cell.labels.items())), planned.cell.row.name
+        return (planned.key, place) in self.finished  # points of a grid may share a model, and each has its record
 
     @property
     def left(self) -> list[Planned]:
@@ -125,7 +129,7 @@ def look_ahead(grid: Grid, part: Grid, bench: Workbench, out: Path, *, aside: bo
     """
     records = current_records(grid, bench, out, aside=aside)
     planned = plan(part, bench, records)
-    return Outlook(planned, frozenset((record.cell, record.defense) for record in records))
+    return Outlook(planned, frozenset((record.cell, record.row) for record in records))
 
 
 def run_grid(
@@ -134,6 +138,7 @@ def run_grid(
     engine: Engine,
     payload: Mapping[str, Any],
     *,
+    grid: Grid | None = None,
     minutes: float | None = None,
     gpus: float = 0.0,
     finished: Callable[[Record], None] = lambda record: None,
@@ -147,14 +152,13 @@ def run_grid(
         out: the folder; only one process at a time writes into it.
         engine: where the tasks run.
         payload: what every task is told beside its cell: ``cache``, ``device``, ``download``, ``remote``.
+        grid: the whole grid, to be described in ``grid.json``; without it the planned part is.
         minutes: stop when they are over, having chosen cells that fit.
         gpus: fraction of a GPU that a task takes.
         finished, failed: told of every cell with its record, and of every task that failed.
         progress: told how many cells are done.
     """
-    left = outlook.left
-    total = len(outlook.plan.cells)
-    count = total - len(left)
+    total, count = len(outlook.plan.cells), 0
 
     def ended(done: Done) -> None:
         nonlocal count
@@ -168,6 +172,10 @@ def run_grid(
             finished(record)
 
     with owned(_made(out)):
+        (grid or outlook.plan.grid).write(out)
+        known = frozenset((record.cell, record.row) for record in read(out / RECORDS))  # also of who was here just now
+        left = Outlook(outlook.plan, outlook.finished | known).left
+        count = total - len(left)
         progress("cells", count, total)
         return drive(
             tasks_of(outlook.plan, payload, left=left, gpus=gpus),
@@ -214,9 +222,12 @@ def merge_folders(parts: Sequence[Path], out: Path) -> int:
     if len(grids) != 1:
         names = ", ".join(" ".join(grid).strip() for grid in sorted(grids)) or "nothing"
         raise ValueError(f"only records of one grid are merged; these are of {names}")
-    merged = merge(read_in)
     described = next((path.parent / "grid.json" for path in paths if (path.parent / "grid.json").is_file()), None)
+    merge(read_in)  # refuse before anything is made
     with owned(_made(out)):
+        if (out / RECORDS).is_file() and (out / RECORDS).resolve() not in {path.resolve() for path in paths}:
+            read_in.insert(0, read(out / RECORDS))  # what is there stays
+        merged = merge(read_in)
         if described is not None and not (out / "grid.json").exists():
             write_text(out / "grid.json", described.read_text(encoding="utf-8"))
         write_text(out / RECORDS, "".join(record.as_line() + "\n" for record in merged))

@@ -296,11 +296,17 @@ class Grid:
                 raise ValueError(f"no point {axis} = {', '.join(wrong or some)}; the axes are {_axes_text(self.axes)}")
             axes[axis] = {label: axes[axis][label] for label in some}
         rows = tuple(row for row in self.rows if not only or row.name in only)
+        names = [row.name for row in rows]
+        axes = {
+            axis: {label: _only_rows(part, names) for label, part in points.items()} for axis, points in axes.items()
+        }
         kept = tuple(
             replace(row, only={axis: tuple(x for x in some if x in axes[axis]) for axis, some in row.only.items()})
             for row in rows
         )
-        return replace(self, rows=kept, seeds=tuple(seeds) or self.seeds, axes=axes)
+        return replace(
+            self, rows=kept, seeds=tuple(seeds) or self.seeds, axes=axes, trial=_only_rows(self.trial, names)
+        )
 
     def with_source(self, source: str, name: str | None = None) -> Grid:
         """The same grid on data from elsewhere: those called ``name``, or all of them."""
@@ -350,6 +356,14 @@ def _without_paths(value: object) -> object:
     return {
         name: Path(part).name if name == "source" and isinstance(part, str) else part for name, part in table.items()
     }
+
+
+def _only_rows(part: Table, names: Sequence[str]) -> Table:
+    """A point of an axis without what it changes in rows that are left out."""
+    if "defenses" not in part:
+        return part
+    changes = _table(part["defenses"], "defenses of an axis")
+    return {**part, "defenses": {name: change for name, change in changes.items() if name in names}}
 
 
 def _changed(row: Row, change: object) -> Row:

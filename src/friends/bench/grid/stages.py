@@ -147,13 +147,16 @@ class Workbench:
     def cell_key(self, cell: Cell) -> str:
         """The key of a cell's settings and data, whatever the code: what records of two versions share."""
         identity = {**self.poison_identity(cell), **self.victim_identity(cell)}
+        if cell.row.recipe:  # then the trial's own is that of surrogates alone
+            identity["surrogate recipe"] = plain_value(cell.trial.recipe)
         return self.artifacts.key("cell", _but(identity, "poison", "code"))[:16]
 
     # Making them
 
     def lab(self, cell: Cell) -> Lab:
         """The data and networks of a cell's trial, which cells of the same setting share."""
-        setting = self.artifacts.key("setting", _but(self.poison_identity(cell), "goal"))
+        identity = {**_but(self.poison_identity(cell), "goal"), "count": cell.trial.goals.count}
+        setting = self.artifacts.key("setting", identity)
         if setting not in self._labs:
             trial = replace(cell.trial, arms=())
             out = self.artifacts.root / "work" / f"lab-{setting}"
@@ -274,7 +277,7 @@ class Workbench:
             seed=cell.seed,
             goal=cell.goal,
             victim=cell.victim,
-            settings={**_portable(cell.trial), "recipe": plain_value(cell.recipe)},
+            settings=_settings(cell),
             scaled_down=cell.scaled_down,
             goal_name=str(found["goal"]),
             y_true=str(found["y_true"]),
@@ -335,6 +338,12 @@ def _made_with(device: torch.device) -> Plain:
     """With what an artifact was made."""
     threads = torch.get_num_threads()
     return {"versions": versions(), "commit": commit(), "device": device_name(device), "threads": threads}
+
+
+def _settings(cell: Cell) -> Plain:
+    """All settings of a cell, without where on this machine its data are."""
+    settings = {**_portable(cell.trial), "recipe": plain_value(cell.recipe)}
+    return {**settings, "surrogate recipe": plain_value(cell.trial.recipe)} if cell.row.recipe else settings
 
 
 def _portable(trial: Trial) -> Plain:

@@ -43,7 +43,8 @@ def serve(threads: int) -> None:
         order = orders.get()
         task = Task(name=order["name"], call=order["call"], payload=order["payload"])
         ended = attempt(task, progress, "worker")
-        print(json.dumps({"value": dict(ended.value), "error": ended.error}), file=answers, flush=True)
+        answer = {"value": dict(ended.value), "error": ended.error, "seconds": ended.seconds}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def _listen(orders: queue.Queue[dict[str, Any]]) -> None:
