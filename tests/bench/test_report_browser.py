@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import report_samples as samples
 
+from browsing import CONTRAST, look_at
 from friends.bench.report import render
 from friends.data.images import LabeledImages
 
 pytestmark = pytest.mark.browser
 
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 SIZES = {"phone": (390, 844, True), "small phone": (360, 740, True), "desk": (1280, 900, False)}
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A fresh Chromium; skips where there is none."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        yield session
-    finally:
-        session.quit()
-
-
 def show(browser: Any, path: Path, size: str, *, dark: bool = False) -> None:
-    width, height, mobile = SIZES[size]
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    look_at(browser, SIZES[size], dark=dark)
     browser.get(path.as_uri())
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
 
@@ -95,18 +67,3 @@ def test_both_schemes_differ(browser: Any, tmp_path: Path) -> None:
         show(browser, path, "phone", dark=dark)
         grounds.add(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert len(grounds) == 2
-
-
-CONTRAST = """
-const parse = c => c.match(/[\\d.]+/g).map(Number);
-const linear = v => v / 255 <= .03928 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4;
-const light = c => { const [r, g, b] = c.map(linear);
-                     return .2126 * r + .7152 * g + .0722 * b; };
-const ground = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
-                      if (c.length < 4 || c[3] > 0) return c.slice(0, 3); } return [255, 255, 255]; };
-return [...document.body.querySelectorAll('*')]
-  .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && e.tagName !== 'title')
-  .map(e => { const s = getComputedStyle(e), c = parse(e.namespaceURI.endsWith('svg') ? s.fill : s.color).slice(0, 3);
-              const [a, b] = [light(c), light(ground(e))].sort((x, y) => y - x);
-              return [(a + .05) / (b + .05), e.tagName + ': ' + e.textContent.trim().slice(0, 40)]; });
-"""

@@ -1,4 +1,4 @@
-"""A grid of many tiny cells, for tests that run it whole."""
+"""A grid of many tiny cells, for tests that run it whole; and the trial of grids that are not run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ TRIAL = {
     "attack": {"name": "gradient-matching", "xi": "64/255", "budget": 0.1, "steps": 2, "restarts": 1, "augment": False},
     "recipe": {"epochs": 2, "batch": 40, "lr": 0.05, "augment": False},
 }
+PLANNED = {
+    "scenario": "scratch",
+    "data": {"source": "digits", "classes": ["4", "9"], "train": 100, "test": 50},
+    "model": {"name": "tiny"},
+    "goals": {"count": 1},
+    "attack": {"name": "gradient-matching", "xi": "16/255", "budget": 0.1},
+    "recipe": {"epochs": 2},
+}
+"""A trial of grids that are planned, checked or drawn, but never run."""
 AXES = {"xi": {"32/255": {"attack": {"xi": "32/255"}}, "64/255": {}}}
 ROWS = {
     "friends-b": {"name": "friends", "zeta": "16/255", "mu": "16/255", "def_epoch": 1, "settings": {"steps": 3}},

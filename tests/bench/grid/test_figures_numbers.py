@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grid_samples import PLANNED
 
 from friends.bench.grid.figures import cost, curves, draw, figure1, figures_of, tradeoff
 from friends.bench.grid.figures.figure4 import REACH, histogram, magnitude
@@ -21,19 +22,11 @@ from friends.bench.grid.spec import Grid, built_in, parse_grid, read_grid
 from friends.bench.statistics import clopper_pearson
 from friends.types import Streams
 
-TRIAL = {
-    "scenario": "scratch",
-    "data": {"source": "digits", "classes": ["4", "9"], "train": 100, "test": 50},
-    "model": {"name": "tiny"},
-    "goals": {"count": 1},
-    "attack": {"name": "gradient-matching", "xi": "16/255", "budget": 0.1},
-    "recipe": {"epochs": 2},
-}
 FRIENDS = {"friends-b": {"name": "friends", "zeta": "16/255", "def_epoch": 1}}
 
 
 def grid(**changes: Any) -> Grid:
-    return parse_grid({"trial": TRIAL, "defenses": FRIENDS, "seeds": 2, **changes}, "mine")
+    return parse_grid({"trial": PLANNED, "defenses": FRIENDS, "seeds": 2, **changes}, "mine")
 
 
 def record(cell: Any, hits: int = 0, accuracy: float = 0.9, seconds: float = 1.0, **changes: Any) -> Record:

@@ -5,18 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from grid_samples import PLANNED
 
 from friends.bench.grid.spec import PRESETS, Cell, Grid, built_in, merged, parse_grid, read_grid
 from friends.bench.record import CLEAN, UNDEFENDED
 
-TRIAL = {
-    "scenario": "scratch",
-    "data": {"source": "digits", "classes": ["4", "9"], "train": 100, "test": 50},
-    "model": {"name": "tiny"},
-    "goals": {"count": 1},
-    "attack": {"name": "gradient-matching", "xi": "16/255", "budget": 0.1},
-    "recipe": {"epochs": 2},
-}
 AXES = {
     "xi": {"8/255": {"attack": {"xi": "8/255"}}, "16/255": {}},
     "model": {"tiny": {}, "lenet": {"model": {"name": "lenet"}}},
@@ -25,7 +18,7 @@ ROWS = {"friends-b": {"name": "friends", "zeta": "16/255"}, "epic": {"name": "ep
 
 
 def grid(**changes: object) -> Grid:
-    return parse_grid({"trial": TRIAL, "axes": AXES, "defenses": ROWS, "seeds": 3, **changes}, "mine")
+    return parse_grid({"trial": PLANNED, "axes": AXES, "defenses": ROWS, "seeds": 3, **changes}, "mine")
 
 
 def test_every_point_has_every_row_for_every_seed() -> None:
@@ -41,7 +34,7 @@ def test_every_point_has_every_row_for_every_seed() -> None:
 
 
 def test_seeds_goals_and_victims_multiply() -> None:
-    more = grid(seeds=[5, 9], victims=3, axes={}, trial={**TRIAL, "goals": {"count": 2}})
+    more = grid(seeds=[5, 9], victims=3, axes={}, trial={**PLANNED, "goals": {"count": 2}})
     assert len(more.cells()) == 4 * 2 * 2 * 3
     assert {(c.seed, c.goal, c.victim) for c in more.cells()} == {
         (s, g, v) for s in (5, 9) for g in (0, 1) for v in (0, 1, 2)
@@ -69,6 +62,28 @@ def test_an_axis_may_change_a_row() -> None:
     assert [round(255 * c.arm.defenses[0].mu) for c in cells] == [8, 32]  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="changes the row 'nobody'"):
         grid(axes={"mu": {"8": {"defenses": {"nobody": {"mu": 0}}}}}).cells()
+
+
+def test_a_place_leads_to_its_cell_and_no_other_place_does() -> None:
+    axes = {**AXES, "share": {"0.3": {"defenses": {"epic": {"share": 0.3}}}}}
+    mine = grid(axes=axes, defenses={**ROWS, "abl": {"defenses": [{"name": "abl"}], "only": {"xi": ["8/255"]}}})
+    for cell in mine.cells():
+        swapped = dict(reversed(cell.labels.items()))  # a file may have them in any order
+        found = mine.cell_at(swapped, cell.row.name, cell.seed, cell.goal, cell.victim)
+        assert found is not None
+        assert found.to_json() == cell.to_json()
+        assert list(found.labels) == ["xi", "model", "share"]
+    at = {"xi": "16/255", "model": "tiny", "share": "0.3"}
+    assert mine.cell_at(at, "epic", 77, 0, 0) is not None  # of whatever seed
+    assert mine.cell_at(at, "abl", 0, 0, 0) is None
+    assert mine.cell_at({**at, "xi": "4/255"}, "epic", 0, 0, 0) is None
+    assert mine.cell_at({"xi": "16/255"}, "epic", 0, 0, 0) is None
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_labels_of_a_bad_file_are_no_place() -> None:
+    labels: dict[str, object] = {"xi": ["16/255"], "model": "tiny"}
+    assert grid().cell_at(labels, "epic", 0, 0, 0) is None  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def test_what_is_not_defined_is_told_and_not_run() -> None:

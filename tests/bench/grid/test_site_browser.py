@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,36 +9,14 @@ from typing import Any
 import pytest
 import record_samples as samples
 
+from browsing import CONTRAST, look_at
 from friends.bench.grid.record import append
 from friends.bench.grid.site import write_site
 
 pytestmark = pytest.mark.browser
 
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 SIZES = {"phone": (360, 740, True), "desk": (1280, 900, False)}
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">" + "x" * 80
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A fresh Chromium; skips where there is none."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        yield session
-    finally:
-        session.quit()
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +40,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def show(browser: Any, page: Path | str, size: str = "desk", *, dark: bool = False) -> None:
-    width, height, mobile = SIZES[size]
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    look_at(browser, SIZES[size], dark=dark)
     browser.get("about:blank")  # else a change of the hash alone would load nothing
     browser.get(page if isinstance(page, str) else page.as_uri())
 
@@ -273,11 +245,7 @@ def test_without_a_script_everything_is_there(browser: Any, site: Path) -> None:
 
 def test_print_is_dark_on_light_without_controls(browser: Any, site: Path) -> None:
     show(browser, site, dark=True)
-    # A4 between its margins
-    metrics = {"width": 718, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": "dark"}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})
+    look_at(browser, (718, 1000, False), dark=True, medium="print")  # A4 between its margins
     try:
         assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert browser.execute_script("return getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
@@ -307,16 +275,4 @@ return [...document.querySelectorAll('input, select, button, a, section, [role=r
   .filter(e => !(e.tagName === 'IMG' ? e.alt : named(e))).concat(
     [...document.querySelectorAll('th:not([scope]), table:not(:has(caption)), .scroll:not([tabindex])')]
   ).map(e => e.outerHTML.slice(0, 120));
-"""
-CONTRAST = """
-const parse = c => c.match(/[\\d.]+/g).map(Number);
-const linear = v => v / 255 <= .03928 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4;
-const light = c => { const [r, g, b] = c.map(linear); return .2126 * r + .7152 * g + .0722 * b; };
-const ground = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
-                      if (c.length < 4 || c[3] > 0) return c.slice(0, 3); } return [255, 255, 255]; };
-return [...document.body.querySelectorAll('*')]
-  .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && e.tagName !== 'title')
-  .map(e => { const s = getComputedStyle(e), c = parse(e.namespaceURI.endsWith('svg') ? s.fill : s.color).slice(0, 3);
-              const [a, b] = [light(c), light(ground(e))].sort((x, y) => y - x);
-              return [(a + .05) / (b + .05), e.tagName + ': ' + e.textContent.trim().slice(0, 40)]; });
 """

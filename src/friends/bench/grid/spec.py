@@ -264,14 +264,18 @@ class Grid:
 
     def cell_at(self, labels: Mapping[str, str], row: str, seed: int, goal: int, victim: int) -> Cell | None:
         """The cell at a place, of whatever seed; ``None`` where the grid has no such point or row."""
-        for at, table in self.points():
-            if at != dict(labels):
-                continue
-            always = [Row(name=name) for name in UNDEFENDED_ROWS]
-            (found,) = [r for r in (*always, *self.rows_at(at, table)) if r.name == row][:1] or [None]
-            rest = {name: value for name, value in table.items() if name != "defenses"}
-            return None if found is None else self._cell(at, rest, found, seed, goal, victim)
-        return None
+        point = self._by_labels.get(_place(labels))
+        if point is None:
+            return None
+        at, table = point
+        rows = (*(Row(name=name) for name in UNDEFENDED_ROWS), *self.rows_at(at, table))
+        found = next((r for r in rows if r.name == row), None)
+        rest = {name: value for name, value in table.items() if name != "defenses"}
+        return None if found is None else self._cell(at, rest, found, seed, goal, victim)
+
+    @cached_property
+    def _by_labels(self) -> dict[str, tuple[dict[str, str], Table]]:
+        return {_place(labels): (labels, table) for labels, table in self.points()}
 
     def undefined(self) -> list[tuple[dict[str, str], str, str]]:
         """Rows that a point cannot have: labels, row, and why."""
@@ -389,6 +393,11 @@ def _checked(cell: Cell) -> Trial:
             raise NotDefinedError(f"for {defense.about.classes} classes or more")
     _ = cell.recipe
     return trial
+
+
+def _place(labels: Mapping[str, str]) -> str:
+    """A key for labels in whatever order; those of a record may come from a bad file and be no strings at all."""
+    return json.dumps(dict(labels), sort_keys=True)
 
 
 def _axes_text(axes: Mapping[str, Mapping[str, Table]]) -> str:
