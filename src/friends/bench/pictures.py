@@ -72,13 +72,12 @@ def _images(title: str, caption: str, grey: Int16[Tensor, "k c h w"]) -> Strip:
 
 
 def _noise(title: str, caption: str, grey: Int16[Tensor, "k c h w"]) -> Strip:
-    """Noise around mid-grey, stretched so that its largest value becomes black or white."""
-    reach = int(grey.abs().max())
+    """Noise, magnified, and by how much."""
+    stretched, reach = magnified(grey)
     if reach == 0:
         caption = f"{caption}: there is none, all is mid-grey."
     else:
         caption = f"{caption}: mid-grey is 0, black to white is ±{reach}/255 (×{127.5 / reach:.2g})."
-    stretched = (127.5 + grey.float() * (127.5 / max(1, reach))).round().to(torch.uint8)
     return Strip(title, caption, _each(stretched, lambda i: f"{title} of image {i + 1}, at most {reach}/255"))
 
 
@@ -87,13 +86,27 @@ def _each(images: UInt8[Tensor, "k c h w"], alt: Callable[[int], str]) -> tuple[
 
 
 def _picture(image: UInt8[Tensor, "c h w"], alt: str) -> Picture:
-    """A PNG of the image, enlarged by a whole factor so that its pixels stay crisp."""
-    _, h, w = image.shape
-    rows = image.cpu().permute(1, 2, 0).contiguous().numpy()
-    drawn = Image.fromarray(rows[:, :, 0] if rows.shape[2] == 1 else rows)
-    factor = max(1, SIDE // max(h, w))
-    drawn = drawn.resize((w * factor, h * factor), Image.Resampling.NEAREST)
+    """A PNG of the image, enlarged."""
+    drawn = enlarged(image, SIDE)
     stream = io.BytesIO()
     drawn.save(stream, format="PNG", optimize=True)
     uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-    return Picture(uri, alt, w * factor, h * factor)
+    return Picture(uri, alt, *drawn.size)
+
+
+def magnified(grey: Int16[Tensor, "k c h w"]) -> tuple[UInt8[Tensor, "k c h w"], int]:
+    """Noise around mid-grey, stretched so that its largest value becomes black or white; and this value."""
+    reach = int(grey.abs().max())
+    return (127.5 + grey.float() * (127.5 / max(1, reach))).round().to(torch.uint8), reach
+
+
+def enlarged(image: UInt8[Tensor, "c h w"], side: int) -> Image.Image:
+    """An image of one channel or three, by a whole factor to at most ``side`` pixels, so that its pixels stay crisp.
+
+    One that is larger stays as it is.
+    """
+    _, h, w = image.shape
+    rows = image.cpu().permute(1, 2, 0).contiguous().numpy()
+    drawn = Image.fromarray(rows[:, :, 0] if rows.shape[2] == 1 else rows)
+    factor = max(1, side // max(h, w))
+    return drawn.resize((w * factor, h * factor), Image.Resampling.NEAREST)

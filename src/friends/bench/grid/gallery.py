@@ -19,6 +19,7 @@ from torch import Tensor
 from friends.bench.grid.record import Record
 from friends.bench.grid.spec import Cell, Grid
 from friends.bench.grid.stages import Workbench
+from friends.bench.pictures import enlarged, magnified
 from friends.data.artifacts import Artifacts
 from friends.data.files import replacing, write_json
 from friends.types import Progress, silent
@@ -108,24 +109,20 @@ def _is_there(cell: Cell, artifacts: Artifacts, bench: Workbench) -> bool:
 
 
 def _magnified(words: str, grey: Int16[Tensor, "k c h w"]) -> Strip:
-    """Noise around mid-grey, its largest value black or white."""
-    reach = max(1, int(grey.abs().max()))
-    stretched = (127.5 + grey.float() * (127.5 / reach)).round().clamp(0, 255).to(torch.uint8)
-    return Strip(f"{words} (grey is 0, black and white ±{reach}/255)", stretched)
+    stretched, reach = magnified(grey)
+    return Strip(f"{words} (grey is 0, black and white ±{max(1, reach)}/255)", stretched)
 
 
 def sheet(strips: Sequence[Strip]) -> Image.Image:
     """The strips below each other as one image on white."""
-    _, _, h, w = strips[0].images.shape
-    factor = max(1, SIDE // max(h, w))
-    columns = max(len(strip.images) for strip in strips)
-    step_x, step_y = w * factor + GAP, h * factor + GAP
+    tiles = [[enlarged(image, SIDE) for image in strip.images] for strip in strips]
+    w, h = tiles[0][0].size
+    columns = max(map(len, tiles))
+    step_x, step_y = w + GAP, h + GAP
     drawn = Image.new("RGB", (columns * step_x - GAP, len(strips) * step_y - GAP), "white")
-    for y, strip in enumerate(strips):
-        for x, image in enumerate(strip.images):
-            pixels = image.permute(1, 2, 0).contiguous().numpy()
-            tile = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
-            drawn.paste(tile.resize((w * factor, h * factor), Image.Resampling.NEAREST), (x * step_x, y * step_y))
+    for y, row in enumerate(tiles):
+        for x, tile in enumerate(row):
+            drawn.paste(tile, (x * step_x, y * step_y))
     return drawn
 
 
