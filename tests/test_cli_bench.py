@@ -156,6 +156,17 @@ def test_the_cache_can_be_listed_checked_repaired_and_pruned(here: Path) -> None
     assert "everything is done already" in done  # the records stay
 
 
+def test_a_finished_grid_takes_no_time_even_with_its_cache_gone(here: Path) -> None:
+    part = ["run", "mine.toml", "--only", "epic", "--at", "xi=64/255", "--device", "cpu"]
+    bench(*part)
+    bench("cache", "prune", "--keep", "0.001B")
+    said = bench(*part, "--dry-run").output
+    rows = [line.split("│")[1:-1] for line in said.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row[-4:]] for row in rows] == [["1", "1", "0", "–"]] * 3
+    assert "3 models, 0 to do, 0 poison sets to craft: about – on one worker" in said
+    assert "0 GB of cache" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

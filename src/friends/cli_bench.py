@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from friends.terminal import Bars, Device, Download, Threads, console, errors, escape, guarded, pick_device
+from friends.terminal import (
+    Bars,
+    Device,
+    Download,
+    Threads,
+    console,
+    errors,
+    escape,
+    guarded,
+    pick_device,
+    print_plain,
+    rough_time,
+)
 
 if TYPE_CHECKING:
     from friends.bench.grid.record import Record
@@ -55,7 +67,7 @@ def list_grids() -> None:
         grids = [read_grid(name, preset) for preset in PRESETS]
         table.add_row(name, escape(grids[-1].title), *(f"{len(grid.cells()):,}" for grid in grids))
     console.print(table)
-    console.print("Run one: friends bench run NAME --preset smoke\nYour own: docs/benchmark.md", highlight=False)
+    print_plain("Run one: friends bench run NAME --preset smoke\nYour own: docs/benchmark.md")
 
 
 @bench.command("run")
@@ -122,10 +134,11 @@ def run(
 
     def work() -> None:
         from friends.bench.grid.run import check_disk, look_ahead
+        from friends.bench.grid.spec import read_grid
 
         if minutes is not None and not minutes > 0:
             raise ValueError(f"--minutes is a number > 0, not {minutes:g}")
-        whole = chosen = _grid(what, preset)
+        whole = chosen = read_grid(what, preset)
         if data is not None:
             # Workers may have another folder: a path must hold there, too.
             chosen = whole.with_source(str(Path(data).absolute()) if Path(data).exists() else data)
@@ -153,12 +166,6 @@ def run(
         _make_pages(chosen, folder, table)
 
     guarded(work)
-
-
-def _grid(what: str, preset: str) -> Grid:
-    from friends.bench.grid.spec import read_grid
-
-    return read_grid(what, preset)
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:
@@ -230,15 +237,16 @@ def _show_outlook(outlook: Outlook, folder: Path) -> None:
     """What there is, what is left, and what it will take."""
     from rich.table import Table
 
-    plan, left = outlook.plan, outlook.left
+    plan = outlook.plan
     rows: dict[tuple[str, str], list[float]] = {}
     for planned in plan.cells:
         place = (" ".join(planned.cell.labels.values()), planned.cell.row.name)
         counts = rows.setdefault(place, [0, 0, 0, 0])
+        recorded = outlook.has(planned)
         counts[0] += 1
-        counts[1] += outlook.has(planned)
-        counts[2] += planned.done and not outlook.has(planned)
-        counts[3] += planned.seconds
+        counts[1] += recorded
+        counts[2] += planned.done and not recorded
+        counts[3] += 0 if recorded else planned.seconds
     axes = bool(plan.grid.axes)
     head = [*(["where"] if axes else []), "row", "cells", "recorded", "cached", "left, about"]
     table = Table(*head, title=escape(plan.grid.title))
@@ -246,29 +254,18 @@ def _show_outlook(outlook: Outlook, folder: Path) -> None:
         column.justify = "right"
     for (where, row), (count, recorded, cached, seconds) in sorted(rows.items(), key=lambda item: item[0][0]):
         place = [escape(where)] if axes else []
-        table.add_row(*place, escape(row), f"{count:.0f}", f"{recorded:.0f}", f"{cached:.0f}", _duration(seconds))
+        table.add_row(*place, escape(row), f"{count:.0f}", f"{recorded:.0f}", f"{cached:.0f}", rough_time(seconds))
     console.print(table)
     for labels, row, why in plan.grid.undefined():
-        console.print(f"n/a: {row} at {' '.join(labels.values()) or 'the trial'}: {why}", style="dim", markup=False)
+        print_plain(f"n/a: {row} at {' '.join(labels.values()) or 'the trial'}: {why}", style="dim")
     if plan.grid.scaled_down or any(planned.cell.scaled_down for planned in plan.cells):
         texts = {planned.cell.scaled_down for planned in plan.cells}
-        console.print(f"scaled down: {'; '.join(sorted(texts))}", markup=False, highlight=False)
-    seconds = sum(planned.seconds for planned in left) + sum(plan.poisons.values())
+        print_plain(f"scaled down: {'; '.join(sorted(texts))}")
     how = "from earlier runs of the same rows where there are some" if plan.measured else "by size; no run to go by yet"
-    console.print(
-        f"{len(plan.cells)} models, {len(left)} to do, {len(plan.poisons)} poison sets to craft: about "
-        f"{_duration(seconds)} on one worker ({how}), {plan.bytes / 1e9:.2g} GB of cache; into {folder}",
-        markup=False,
-        highlight=False,
+    print_plain(
+        f"{len(plan.cells)} models, {len(outlook.left)} to do, {len(outlook.poisons)} poison sets to craft: about "
+        f"{rough_time(outlook.seconds)} on one worker ({how}), {outlook.bytes / 1e9:.2g} GB of cache; into {folder}"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds <= 0:
-        return "–"
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _pages_after_failure(grid: Grid, folder: Path, table: Workbench) -> None:
@@ -276,7 +273,7 @@ def _pages_after_failure(grid: Grid, folder: Path, table: Workbench) -> None:
     try:
         _make_pages(grid, folder, table)
     except Exception as error:
-        errors.print(f"no tables: {error}", markup=False, highlight=False)
+        print_plain(f"no tables: {error}", to=errors)
 
 
 def _work(
@@ -292,20 +289,18 @@ def _work(
     from friends.bench.grid.run import run_grid
 
     if not outlook.left:
-        console.print("everything is done already", style="dim")
+        print_plain("everything is done already", style="dim")
         return
 
     def finished(record: Record) -> None:
         where = " ".join([*record.labels.values(), record.defense])
-        console.print(
+        print_plain(
             f"{where}, seed {record.seed}: {record.hits} of {record.images}, accuracy {100 * record.accuracy:.1f} %, "
-            f"{_duration(record.seconds['training'])}",
-            markup=False,
-            highlight=False,
+            f"{rough_time(record.seconds['training'])}"
         )
 
     def failed(done: Done) -> None:
-        errors.print(f"failed: {done.task.name}\n{done.error}", markup=False, highlight=False, style="red")
+        print_plain(f"failed: {done.task.name}\n{done.error}", to=errors, style="red")
 
     with engine, Bars() as bars:
         driven = run_grid(
@@ -313,7 +308,7 @@ def _work(
             progress=bars,
         )  # fmt: skip
     if driven.stopped:
-        console.print(f"stopped: {driven.stopped}. To go on, give the same command again.", markup=False)
+        print_plain(f"stopped: {driven.stopped}. To go on, give the same command again.")
     if driven.failed:
         raise ValueError(f"{len(driven.failed)} of the tasks failed (see above); the others are recorded")
 
@@ -338,13 +333,13 @@ def _make_pages(grid: Grid, folder: Path, table: Workbench | None) -> None:
         try:
             draw(grid, records, table, folder, only=wanted, progress=bars) if wanted else None
         except MissingError as error:
-            console.print(f"no figure yet: {error}", markup=False, highlight=False)
+            print_plain(f"no figure yet: {error}")
         if table is not None:
             write_pictures(grid, records, table, folder, progress=bars)
     index = write_site([folder], folder / "site")
     for one in made:
         _show_table(one)
-    console.print(f"records  {folder / RECORDS}\ntables   {folder / 'tables'}\npages    {index}", highlight=False)
+    print_plain(f"records  {folder / RECORDS}\ntables   {folder / 'tables'}\npages    {index}")
 
 
 def _show_table(made: MadeTable) -> None:
@@ -377,7 +372,7 @@ def report(
         if not found:
             raise ValueError("there is no bench/*/records.jsonl here: run a grid first, or name folders of grids")
         index = write_site(found, out, title=title)
-        console.print(f"{len(found)} grids: {index}", markup=False, highlight=False)
+        print_plain(f"{len(found)} grids: {index}")
 
     guarded(work)
 
@@ -412,7 +407,7 @@ def merge(
         from friends.bench.grid.run import merge_folders
 
         count = merge_folders(parts, out)
-        console.print(f"{count} records in {out}", markup=False, highlight=False)
+        print_plain(f"{count} records in {out}")
 
     guarded(work)
 
@@ -424,26 +419,21 @@ def cache_list(cache: Cache = CACHE) -> None:
     def work() -> None:
         from rich.table import Table
 
+        from friends.bench.grid.site_words import size_text
+
         store = _artifacts(cache, None)
         table = Table("kind", "number", "size", "last used", title=escape(str(cache)))
         artifacts = store.list()
         for kind in sorted({artifact.kind for artifact in artifacts}):
             some = [artifact for artifact in artifacts if artifact.kind == kind]
             used = max(artifact.used for artifact in some)
-            table.add_row(kind, f"{len(some):,}", _size(sum(a.size for a in some)), _moment(used))
+            table.add_row(kind, f"{len(some):,}", size_text(sum(a.size for a in some)), _moment(used))
         for part in store.unfinished():
             name = f"in the making: {part.folder.name.split('-')[0]}"
-            table.add_row(name, "busy" if part.busy else "left", _size(part.size), _moment(part.used))
+            table.add_row(name, "busy" if part.busy else "left", size_text(part.size), _moment(part.used))
         console.print(table)
 
     guarded(work)
-
-
-def _size(count: int) -> str:
-    for unit, power in (("GB", 9), ("MB", 6), ("KB", 3)):
-        if count >= 10**power:
-            return f"{count / 10**power:.3g} {unit}"
-    return f"{count} B"
 
 
 def _moment(seconds: float) -> str:
@@ -464,13 +454,13 @@ def cache_check(
         with Bars() as bars:
             damages = store.check(progress=bars)
         for damage in damages:
-            errors.print(f"{damage.artifact.folder / damage.name} {damage.problem}", markup=False, highlight=False)
+            print_plain(f"{damage.artifact.folder / damage.name} {damage.problem}", to=errors)
         if not damages:
-            console.print(f"{len(store.list())} artifacts are as they were written", highlight=False)
+            print_plain(f"{len(store.list())} artifacts are as they were written")
         elif repair:
             for folder in {damage.artifact.folder for damage in damages}:
                 store.discard(folder)
-            console.print(f"{len({d.artifact.folder for d in damages})} removed; they are made anew when needed")
+            print_plain(f"{len({d.artifact.folder for d in damages})} removed; they are made anew when needed")
         else:
             raise ValueError(f"{len(damages)} files are damaged; --repair removes what they belong to")
 
@@ -489,6 +479,8 @@ def cache_prune(
     """Remove what was not used for long. Records and tables stay; what is needed again is made again."""
 
     def work() -> None:
+        from friends.bench.grid.site_words import size_text
+
         if unused_days is None and keep is None and not kind and not unfinished:
             raise ValueError("say what shall go: --unused-days, --keep, --kind or --unfinished")
         store = _artifacts(cache, None)
@@ -497,6 +489,6 @@ def cache_prune(
             chosen["keep_bytes"] = 1 << 62  # nothing that is finished
         gone = store.prune(kinds=kind or (), unfinished=unfinished, dry_run=dry_run, **chosen)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         verb = "would go" if dry_run else "removed"
-        console.print(f"{len(gone)} {verb}, {_size(sum(part.size for part in gone))}", highlight=False)
+        print_plain(f"{len(gone)} {verb}, {size_text(sum(part.size for part in gone))}")
 
     guarded(work)

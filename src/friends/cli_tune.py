@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from friends.terminal import Bars, Device, Threads, console, guarded, pick_device
+from friends.terminal import Bars, Device, Threads, console, guarded, pick_device, print_plain, rough_time
 
 if TYPE_CHECKING:
     from friends.bench.tuning_search import Round
@@ -185,21 +185,12 @@ def _show_plan(planned: Plan) -> None:
     for k, rung in enumerate(planned.rungs):
         values = (k + 1, rung.candidates, rung.images, rung.epochs, rung.repeats)
         table.add_row(*map(str, values))
-    console.print("Candidates of the first rung:", *(f"  {c}" for c in planned.candidates), sep="\n", highlight=False)
+    print_plain("\n".join(["Candidates of the first rung:", *(f"  {c}" for c in planned.candidates)]))
     console.print(table)
-    console.print(
-        f"at most {planned.trainings} trainings, about {_time(planned.seconds)} on this device, "
-        f"{planned.bytes / 1e9:.2f} GB; nothing was started",
-        highlight=False,
+    print_plain(
+        f"at most {planned.trainings} trainings, about {rough_time(planned.seconds)} on this device, "
+        f"{planned.bytes / 1e9:.2f} GB; nothing was started"
     )
-
-
-def _time(seconds: float) -> str:
-    """A duration to two figures, in the unit that suits it."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.2g} {unit}"
-    return f"{max(1, round(seconds))} seconds"
 
 
 def _show(found: Tuned, settings: Tuning, out: Path) -> None:
@@ -211,12 +202,12 @@ def _show(found: Tuned, settings: Tuning, out: Path) -> None:
     if found.confirmed is not None:
         _table(found.confirmed, found, "The same settings with new seeds and goals")
     for sentence in verdict(found):
-        console.print(f"\n{sentence}", highlight=False, markup=False)
+        print_plain(f"\n{sentence}")
     if found.chosen is not None:
         epochs = settings.recipe.epochs
         use = f"\nIn Python:\n\n{python_line(found.chosen, epochs)}\n\nIn a trial file, for friends run:\n\n"
-        console.print(use + toml_arm(found.chosen, epochs), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"\nrecord  {out / 'tuning.json'}\nreport  {out / 'tuning.md'}", highlight=False, soft_wrap=True)
+        print_plain(use + toml_arm(found.chosen, epochs), soft_wrap=True)
+    print_plain(f"\nrecord  {out / 'tuning.json'}\nreport  {out / 'tuning.md'}", soft_wrap=True)
 
 
 def _table(judged: Round, found: Tuned, title: str) -> None:

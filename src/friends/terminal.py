@@ -23,10 +23,25 @@ T = TypeVar("T")
 
 console = Console()
 errors = Console(stderr=True)
+UNITS_OF_TIME = ((86400, "days"), (3600, "h"), (60, "min"))
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
 Download = Annotated[bool, typer.Option(help="Fetch CIFAR-10 or CIFAR-100 from its home if it is not here.")]
 Threads = Annotated[int, typer.Option(help="Processor threads; 0 keeps torch's choice. Tiny nets are fastest with 1.")]
+
+
+def print_plain(text: str, *, to: Console = console, style: str | None = None, soft_wrap: bool | None = None) -> None:
+    """Print a text as it is: names and paths in it are no markup, and its numbers get no colours."""
+    to.print(text, markup=False, highlight=False, style=style, soft_wrap=soft_wrap)
+
+
+def rough_time(seconds: float) -> str:
+    """A time to two figures, in the unit that suits it; a dash for none."""
+    if seconds <= 0:
+        return "–"
+    size, unit = next((each for each in UNITS_OF_TIME if seconds >= 1.5 * each[0]), (1, "s"))
+    number = seconds / size
+    return f"{number:.2g} {unit}" if number < 10 else f"{number:,.0f} {unit}"
 
 
 class Bars:
@@ -103,7 +118,7 @@ def guarded(work: Callable[[], T]) -> T:
             warnings.showwarning = _warn
             return work()
     except KeyboardInterrupt:
-        errors.print(stopped, highlight=False, markup=False, soft_wrap=True)
+        print_plain(stopped, to=errors, soft_wrap=True)
         raise typer.Exit(130) from None
     except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         _say("error", "red", error)

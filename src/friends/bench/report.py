@@ -337,7 +337,7 @@ def _row(report: Report, arm: Arm, bare: Arm | None, colour: str, *, leading: bo
         seconds=f"{arm.seconds:,.1f}",
         times=f"{arm.seconds_per_model / base:.1f}\u202f×" if base else "–",
         n=arm.n,
-        defenses=tuple(_in_255ths(defense) for defense in arm.defenses),
+        defenses=tuple(in_255ths(defense) for defense in arm.defenses),
         notes=_notes(report, arm),
     )
 
@@ -490,7 +490,7 @@ def _setting(name: str, value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and name in ("train", "test", "parameters") else str(value)
 
 
-def _in_255ths(text: str) -> str:
+def in_255ths(text: str) -> str:
     """A repr in which strengths read as everybody quotes them: ``zeta=16/255``."""
     found = rf"\b({'|'.join(sorted(STRENGTHS))})=(\d+\.\d+(?:e-\d+)?)"
     return re.sub(found, lambda match: f"{match[1]}={_setting(match[1], float(match[2]))}", text)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from grid_samples import run_here, tiny_grid
 
+from friends.bench.grid import run
 from friends.bench.grid.plan import plan, tasks_of
+from friends.bench.grid.run import check_disk, look_ahead
 from friends.bench.grid.spec import Grid, read_grid
 from friends.bench.grid.stages import Workbench
 from friends.data.artifacts import Artifacts
@@ -56,6 +60,29 @@ def test_what_is_there_is_not_planned_again(tmp_path: Path) -> None:
     (friends,) = [p for p in plan(grid, bench, [slow]).left if (p.cell.seed, p.cell.row.name) == (0, "friends-b")]
     (before_it,) = [p for p in after.left if (p.cell.seed, p.cell.row.name) == (0, "friends-b")]
     assert friends.seconds > 100 * before_it.seconds
+
+
+def test_what_is_recorded_needs_nothing_even_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, out = tiny_grid(seeds=2).narrowed(only=["epic"], at={"xi": ["64/255"]}), tmp_path / "out"
+    first = grid.narrowed(seeds=[0])
+    run_here(first, tmp_path / "cache", out)
+    bench = Workbench(Artifacts(tmp_path / "cache"))
+    bench.artifacts.prune()
+    assert {artifact.kind for artifact in bench.artifacts.list()} <= {"data"}
+    full = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: full)
+
+    finished = look_ahead(grid, first, bench, out)
+    assert (finished.left, finished.poisons, finished.seconds, finished.bytes) == ([], {}, 0, 0)
+    check_disk(finished, tmp_path)
+
+    half = look_ahead(grid, grid, bench, out)
+    assert {planned.cell.seed for planned in half.left} == {1}
+    assert list(half.poisons) == [half.left[0].poison]
+    assert half.seconds == sum(planned.seconds for planned in half.left) + sum(half.poisons.values()) > 0
+    assert half.bytes == sum(planned.bytes for planned in half.left) > 0
+    with pytest.raises(OSError, match="the rest of the grid needs about"):
+        check_disk(half, tmp_path)
 
 
 def test_an_estimate_grows_with_the_work(cache: Path) -> None:

@@ -17,7 +17,17 @@ from typer.testing import CliRunner
 from friends.bench.grid import site as site_module
 from friends.bench.grid.record import Record, append
 from friends.bench.grid.site import MARKER, write_site
-from friends.bench.grid.site_words import command, curve, loss_chart, page_name, seeds_text, slug, success_bar
+from friends.bench.grid.site_words import (
+    command,
+    curve,
+    loss_chart,
+    p_text,
+    page_name,
+    seeds_text,
+    size_text,
+    slug,
+    success_bar,
+)
 from friends.bench.grid.summary import summarise
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -332,6 +342,19 @@ def test_commands_are_taken_by_the_program(tmp_path: Path) -> None:
 )
 def test_seeds_as_the_program_takes_them(seeds: list[int], text: str) -> None:
     assert seeds_text(seeds) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (12_345, "12.3 kB"), (999_700, "1 MB"), (2_500_000_000, "2.5 GB")],
+)
+def test_sizes_have_three_figures_and_their_unit(size: int, text: str) -> None:
+    assert size_text(size) == text
+
+
+def test_a_small_p_is_only_said_to_be_below_a_bound() -> None:
+    assert [p_text(p) for p in (0.00099, 0.001, 0.0341, 1.0)] == ["< 0.001", "0.001", "0.034", "1"]
+    assert [p_text(p, least=1e-4) for p in (0.00009, 0.0001, 0.00024)] == ["< 0.0001", "0.0001", "0.00024"]
 
 
 def test_a_grid_of_the_users_own_and_odd_labels_are_quoted() -> None:

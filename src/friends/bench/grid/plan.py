@@ -144,9 +144,9 @@ def plan(grid: Grid, bench: Workbench, records: Sequence[Record] = ()) -> Plan:
     found: list[Planned] = []
     poisons: dict[str, float] = {}
     for cell in grid.cells():
-        poison = bench.artifacts.key("poison", bench.poison_identity(cell))
-        poisoned = bench.artifacts.has("poison", bench.poison_identity(cell))
-        identity = bench.victim_identity(cell)
+        poison_identity, identity = bench.poison_identity(cell), bench.victim_identity(cell)
+        poison = bench.artifacts.key("poison", poison_identity)
+        poisoned = bench.artifacts.has("poison", poison_identity)
         kinds = [True] if grid.keep_models else [True, False]
         done = poisoned and any(bench.artifacts.has("victim", {**identity, "weights": kept}) for kept in kinds)
         training, crafting = clock.seconds(cell)

@@ -6,7 +6,8 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,30 @@ class Outlook:
     @property
     def left(self) -> list[Planned]:
         """The cells without a record, the most valuable first; those that are in the cache take no time."""
-        return [planned for planned in self.plan.cells if not self.has(planned)]
+        return list(self._rest.cells)
+
+    @property
+    def poisons(self) -> Mapping[str, float]:
+        """Estimated seconds of crafting by key of the poisons, of those that what is left has to make."""
+        return self._rest.poisons
+
+    @property
+    def seconds(self) -> float:
+        """Estimate for all that is left, on one worker."""
+        return self._rest.seconds
+
+    @property
+    def bytes(self) -> int:
+        """Estimate of the disk that what is left needs."""
+        return self._rest.bytes
+
+    @cached_property
+    def _rest(self) -> Plan:
+        """The plan of the cells without a record: one that has its record needs nothing, even with the cache gone."""
+        cells = tuple(planned for planned in self.plan.cells if not self.has(planned))
+        needed = {planned.poison for planned in cells}
+        poisons = {key: seconds for key, seconds in self.plan.poisons.items() if key in needed}
+        return replace(self.plan, cells=cells, poisons=poisons)
 
 
 def look_ahead(grid: Grid, part: Grid, bench: Workbench, out: Path, *, aside: bool = False) -> Outlook:
@@ -196,7 +220,7 @@ def check_disk(outlook: Outlook, folder: Path) -> None:
     here = folder
     while not here.exists():
         here = here.parent
-    free, needed = shutil.disk_usage(here).free, outlook.plan.bytes
+    free, needed = shutil.disk_usage(here).free, outlook.bytes
     if needed * 1.1 > free:
         raise OSError(f"the rest of the grid needs about {needed / 1e9:.3g} GB, and {folder} has {free / 1e9:.3g} GB "
                       "free: prune the cache (friends bench cache prune) or choose another (--cache)")  # fmt: skip

@@ -22,7 +22,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from friends._version import __version__
 from friends.bench.grid.site_rows import RowView, facts_of_row, labels_text, run_views
 from friends.bench.grid.site_sections import Section, sections
-from friends.bench.grid.site_words import confidence_chart, in_255ths, loss_chart, settings_groups, size_text, slug
+from friends.bench.grid.site_words import confidence_chart, loss_chart, settings_groups, size_text, slug
+from friends.bench.report import in_255ths
 from friends.data.files import write_text
 
 PAGES = "pages"

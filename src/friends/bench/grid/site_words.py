@@ -16,7 +16,6 @@ from friends.bench.charts import Axis, Line, epoch_axis, line_chart
 from friends.bench.grid.estimates import Estimate
 from friends.bench.grid.record import Record
 from friends.bench.record import CLEAN, UNDEFENDED
-from friends.bench.report import STRENGTHS
 
 SLUG = 60
 """The most letters of a file's readable part: with folders and hash it stays far below every system's limit."""
@@ -70,9 +69,9 @@ def interval_text(estimate: Estimate) -> str:
     return "–" if estimate.is_open else f"{100 * estimate.low:.0f}–{100 * estimate.high:.0f}\u202f%"
 
 
-def p_text(p: float) -> str:
-    """A p-value with two digits."""
-    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+def p_text(p: float, least: float = 0.001) -> str:
+    """A p-value with two digits; below ``least`` only that it is."""
+    return f"< {least:g}" if p < least else f"{p:.2g}"
 
 
 def times_text(times: float) -> str:
@@ -81,18 +80,11 @@ def times_text(times: float) -> str:
 
 
 def size_text(size: int) -> str:
-    """The size of a file."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{max(1, round(size / 1e3))} kB"
-
-
-def in_255ths(text: str) -> str:
-    """A repr in which strengths read as everybody quotes them: ``zeta=16/255``."""
-
-    def quoted(match: re.Match[str]) -> str:
-        levels = 255 * float(match[2])
-        return f"{match[1]}={round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else match[0]
-
-    return re.sub(rf"\b({'|'.join(sorted(STRENGTHS))})=(\d+\.\d+(?:e-\d+)?)", quoted, text)
+    """The size of a file or of many, in the unit that suits it."""
+    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6), ("kB", 3)):
+        if size >= 0.9995 * 10**power:  # what rounds to 1,000 of the unit below
+            return f"{size / 10**power:.3g} {unit}"
+    return f"{size} B"
 
 
 def success_bar(estimate: Estimate, kind: str, undefended: float | None) -> Markup:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from friends.bench.grid.site_words import p_text
 from friends.bench.grid.spec import Grid
 from friends.bench.grid.summary import Estimate, Summary
 from friends.bench.grid.table import Column, Entry, Table
@@ -23,6 +24,8 @@ __all__ = ["Column", "Entry", "Table", "tables", "write"]
 NONE = "\u2013"
 NOT_RUN = "not run"
 NOT_DEFINED = "n/a"
+LEAST_P = 1e-4
+"""The least p-value that a table spells out: tables are quoted, and pages, which stop at 0.001, are read."""
 _WIDE = 2
 """Up to how many defenses have columns of their own."""
 
@@ -161,7 +164,7 @@ def _entry(line: Line, column: str) -> Entry:
         answered = f" ({100 * summary.selective.mean:.1f} of those answered)" if summary.abstained else ""
         return Entry(f"{100 * summary.accuracy.mean:.1f}{answered}")
     if column == P:
-        return Entry(_p_text(summary.versus.p_holm) if summary.versus else NONE)
+        return Entry(p_text(summary.versus.p_holm, LEAST_P) if summary.versus else NONE)
     return Entry(NONE if math.isnan(summary.seconds_of_training) else f"{summary.seconds_of_training:.1f}")
 
 
@@ -174,7 +177,3 @@ def _with_interval(estimate: Estimate) -> str:
 
 def _signed(points: float) -> str:
     return f"{round(points, 1) + 0.0:+.1f}".replace("-", "\u2212")  # + 0.0: no minus before 0.0
-
-
-def _p_text(p: float) -> str:
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
