@@ -1,0 +1,215 @@
+"""Friendly noise: how long it takes, beside the released code and beside the network alone, and how good it is.
+
+The floor is what no generator can go below that makes as many passes: forward and backward to the input through the
+same network, its batch normalisation folded away by hand, channels last, at the batch size that suits the machine,
+with no normalisation of images, no loss and no update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from interleaved import Spread, Timings, interleaved
+from networks import NETWORKS, images, trained, without_normalisation
+from released import Network
+from released import friendly_noise as released_noise
+from torch import Tensor
+from torch.nn import functional as F
+
+import friends.noise.friendly as friendly
+from friends.models import Classifier
+from friends.noise.friendly import PAPER, RELEASED, FriendlySettings, friendly_noise
+
+FAST: FriendlySettings | None = getattr(friendly, "FAST", None)
+BATCHES = (128, 64)
+GREY = 255
+TARGET = {"convnet": 2.4, "resnet18": 2.2}
+Rows = list[dict[str, Any]]
+
+
+def row(name: str, spread: Spread, unit: str, target: str = "") -> dict[str, Any]:
+    return {"name": name, "value": spread.median, "low": spread.low, "high": spread.high, "unit": unit,
+            "target": target}  # fmt: skip
+
+
+def single(name: str, value: float, unit: str, target: str = "") -> dict[str, Any]:
+    return row(name, Spread(value, value, value), unit, target)
+
+
+def in_batches(make: Callable[[Tensor], Tensor], x: Tensor, batch: int = 128) -> Tensor:
+    return torch.cat([make(part) for part in x.split(batch)])
+
+
+def ours(model: Classifier, x: Tensor, settings: FriendlySettings, batch: int = 128) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return in_batches(lambda part: friendly_noise(model, part, settings, generator=generator), x, batch)
+
+
+def bare(model: Classifier) -> Network:
+    """The network for the floor: normalised images in, weights without gradient, channels last."""
+    network = Network(model).eval().requires_grad_(False)
+    without_normalisation(network)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def floor(network: Network, x: Tensor, passes: int, batch: int) -> None:
+    """So many times forward and backward to the input."""
+    for part in x.contiguous(memory_format=torch.channels_last).split(batch):
+        seen = part.detach().requires_grad_()
+        for _ in range(passes):
+            torch.autograd.grad(network(seen).sum(), seen)
+
+
+def per_step(model: Classifier, x: Tensor, steps: int, rounds: int) -> Timings:
+    """The exact way for a few steps, clean pass included."""
+    network, folded = Network(model), bare(model)
+    settings = replace(RELEASED, steps=steps)
+    jobs: dict[str, Callable[[], object]] = {
+        "released": lambda: in_batches(lambda part: released_noise(network, part, steps=steps), x)
+    }
+    for batch in BATCHES:
+        jobs[f"exact {batch}"] = lambda batch=batch: ours(model, x, settings, batch)
+        jobs[f"floor {batch}"] = lambda batch=batch: floor(folded, x, steps, batch)
+    return interleaved(jobs, rounds=rounds)
+
+
+def end_to_end(model: Classifier, x: Tensor, rounds: int) -> Timings:
+    """All 20 steps, or as many as the fast way takes."""
+    network = Network(model)
+    jobs: dict[str, Callable[[], object]] = {
+        "released": lambda: in_batches(lambda part: released_noise(network, part), x),
+        "exact": lambda: ours(model, x, RELEASED, 64),
+    }
+    if FAST is not None:
+        jobs["fast"] = lambda: ours(model, x, FAST, 64)
+    return interleaved(jobs, rounds=rounds)
+
+
+def speed(name: str, model: Classifier, x: Tensor, *, steps: int, rounds: int) -> Rows:
+    timings = per_step(model, x, steps, rounds)
+    each = 1e6 / len(x) / steps
+    rows = [row(f"{name}: {job}, CPU time per image and step", Spread(*(each * s for s in timings.seconds(job))), "us")
+            for job in timings.cpu]  # fmt: skip
+    best = {kind: min((f"{kind} {batch}" for batch in BATCHES), key=lambda job: timings.seconds(job).median)
+            for kind in ("exact", "floor")}  # fmt: skip
+    target = TARGET[name]
+    rows.append(row(f"{name}: exact, times faster than released", timings.faster(best["exact"]), "x", f">= {target}"))
+    rows.append(row(f"{name}: floor, times faster than released", timings.faster(best["floor"]), "x"))
+    share = timings.faster(best["exact"], best["floor"])
+    rows.append(row(f"{name}: floor as a share of exact", Spread(*(100 * s for s in share)), "%", ">= 90"))
+    return rows
+
+
+def whole(name: str, model: Classifier, x: Tensor, *, rounds: int) -> Rows:
+    timings = end_to_end(model, x, rounds)
+    each = 1e3 / len(x)
+    rows = [row(f"{name}: {job}, CPU time per image, end to end", Spread(*(each * s for s in timings.seconds(job))),
+                "ms") for job in timings.cpu]  # fmt: skip
+    rows.append(row(f"{name}: exact, times faster end to end", timings.faster("exact"), "x"))
+    if FAST is not None:
+        rows.append(row(f"{name}: fast, times faster end to end", timings.faster("fast"), "x", ">= 12"))
+    return rows
+
+
+class Quality:
+    """What a noise does to a network's output, in the direction of Eq. 3."""
+
+    def __init__(self, model: Classifier, x: Tensor, noise: Tensor) -> None:
+        with torch.no_grad():
+            clean = torch.cat([F.log_softmax(model(part), 1) for part in x.split(128)])
+            noisy = torch.cat([F.log_softmax(model(part), 1) for part in (x + noise).clamp(0, 1).split(128)])
+        divergence = (noisy.exp() * (noisy - clean)).sum(1)
+        self.mean, self.p95 = float(divergence.mean()), float(divergence.quantile(0.95))
+        self.size = GREY * float(noise.abs().mean())
+        self.agreement = 100 * float((noisy.argmax(1) == clean.argmax(1)).float().mean())
+
+    def rows(self, name: str) -> Rows:
+        return [
+            single(f"{name}: mean KL", self.mean, ""),
+            single(f"{name}: 95th percentile of KL", self.p95, ""),
+            single(f"{name}: mean |e|", self.size, "/255"),
+            single(f"{name}: same class", self.agreement, "%"),
+        ]
+
+
+def quality(name: str, model: Classifier, x: Tensor) -> Rows:
+    """The noise of every way, on the same images."""
+    network = Network(model)
+    generator = torch.Generator().manual_seed(0)
+    corners = (2 * torch.randint(2, x.shape, generator=generator) - 1) * PAPER.zeta
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        theirs = in_batches(lambda part: released_noise(network, part), x)
+    noises = {
+        "released": theirs,
+        "exact": ours(model, x, RELEASED, 64),
+        "Eq. 3, lr 10": ours(model, x, PAPER, 64),
+        "Eq. 3, lr 20": ours(model, x, replace(PAPER, lr=20.0), 64),
+        "random corners": corners.clamp(-x, 1 - x),
+    }
+    if FAST is not None:
+        noises["fast"] = ours(model, x, FAST, 64)
+    found = {way: Quality(model, x, noise) for way, noise in noises.items()}
+    rows = [line for way, judged in found.items() for line in judged.rows(f"{name}: {way}")]
+    if FAST is not None:
+        best = min((found["Eq. 3, lr 10"], found["Eq. 3, lr 20"]), key=lambda judged: judged.mean)
+        fast = found["fast"]
+        rows += [
+            single(f"{name}: mean KL of fast over that of Eq. 3 in 20 steps", fast.mean / best.mean, "x", "<= 1.15"),
+            single(f"{name}: p95 KL of fast over that of Eq. 3 in 20 steps", fast.p95 / best.p95, "x", "<= 1.15"),
+            single(f"{name}: mean |e| of fast over that of Eq. 3 in 20 steps", fast.size / best.size, "x", ">= 1"),
+        ]
+    return rows
+
+
+def sameness(name: str, model: Classifier, x: Tensor, steps: int = 6) -> Rows:
+    """How far exact noise is from the released code's, from the same start. Few steps: the dynamics are chaotic."""
+    initial = (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) - 1) * RELEASED.init
+    theirs = released_noise(Network(model), x, steps=steps, initial=initial)
+    mine = friendly_noise(model, x, replace(RELEASED, steps=steps), initial=initial)
+    # ours keeps x + e in [0, 1], theirs leaves that to whoever adds it
+    apart = GREY * float((mine - theirs.clamp(-x, 1 - x)).abs().mean())
+    ratio = Quality(model, x, mine).mean / Quality(model, x, theirs).mean
+    return [
+        single(f"{name}: exact from released after {steps} steps, mean difference", apart, "/255", "<= 0.05"),
+        single(f"{name}: exact from released after {steps} steps, KL", abs(100 * ratio - 100), "%", "<= 1"),
+    ]
+
+
+def measure(quick: bool = False, data: str | Path | None = None) -> Rows:
+    """Every number of this page.
+
+    Args:
+        quick: fewer images, steps and rounds: to see that it runs, not to quote.
+        data: where the images are; see :func:`networks.images`.
+    """
+    train, test = images(data)
+    rows: Rows = []
+    for name in NETWORKS:
+        model = copy.deepcopy(trained(name, train, test)).eval()
+        x = test.pixels(slice(0, 128))
+        rows += speed(name, model, x, steps=2 if quick else 6 if name == "convnet" else 4, rounds=2 if quick else 5)
+        rows += whole(name, model, x[: 16 if quick else 64], rounds=2 if quick else 5)
+        rows += sameness(name, model, x)
+        rows += quality(name, model, test.pixels(slice(0, 64 if quick else 512)))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--data", help="CIFAR-10, or any other data set that the library reads")
+    parser.add_argument("--quick", action="store_true")
+    chosen = parser.parse_args()
+    for line in measure(chosen.quick, chosen.data):
+        print(f"{line['name']:70} {line['value']:10.4g} {line['unit']:5} {line['low']:.4g}-{line['high']:.4g}  "
+              f"{line['target']}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
