@@ -18,7 +18,10 @@ import torch
 from jaxtyping import Float, Int8, Int64, UInt8
 from torch import Tensor, nn
 
-from friends.noise.friendly import RELEASED, FriendlySettings, friendly_noise
+from friends.modules import still
+from friends.noise.friendly import RELEASED, FriendlySettings, optimised
+from friends.noise.lean import lean
+from friends.noise.philox import corners
 from friends.noise.random import check_strength
 from friends.types import Progress, silent
 
@@ -73,7 +76,7 @@ def grey_noise(
     settings: FriendlySettings = RELEASED,
     *,
     seed: int,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     progress: Progress = silent,
 ) -> Int8[Tensor, "b c h w"]:
     """The friendly noise of byte images in whole grey levels, batch by batch.
@@ -84,11 +87,13 @@ def grey_noise(
         keys: one 64-bit integer per row, naming the stream that its start is drawn from.
         settings: how the noise is optimised; ``zeta`` at most 127/255.
         seed: of all the starts.
-        batch_size: how many images are worked on at once. Up to rounding it does not change the result.
+        batch_size: how many images are worked on at once, by default what suits the device. Up to rounding it does not
+            change the result.
         progress: told after every batch.
 
     Returns:
-        int8 grey levels on the device of ``x_bytes``, within zeta, and ``0 <= x_bytes + noise <= 255``.
+        int8 grey levels on the device of ``x_bytes``, within zeta, and ``0 <= x_bytes + noise <= 255`` (``"flips"``
+        alone leaves every value at +-zeta, for whoever adds it to clip).
 
     Raises:
         TypeError: ``x_bytes`` is not uint8.
@@ -97,26 +102,45 @@ def grey_noise(
     grey_limit(settings.zeta)
     if x_bytes.dtype != torch.uint8 or x_bytes.ndim != 4:
         raise TypeError(f"uint8 images (b, c, h, w) expected, not {x_bytes.dtype} {tuple(x_bytes.shape)}")
-    if len(keys) != len(x_bytes) or batch_size < 1:
+    if len(keys) != len(x_bytes) or (batch_size is not None and batch_size < 1):
         raise ValueError(f"{len(keys)} keys for {len(x_bytes)} images, in batches of {batch_size}")
     grey = torch.empty(x_bytes.shape, dtype=torch.int8, device=x_bytes.device)
-    for start in range(0, len(x_bytes), batch_size):
-        rows = slice(start, start + batch_size)
-        grey[rows] = _grey_batch(model, x_bytes[rows], keys[rows], settings, seed)
-        progress("friendly noise", min(start + batch_size, len(x_bytes)), len(x_bytes))
+    device = device_of(model, x_bytes.device)
+    size = batch_size or batch_for(device)
+    if len(x_bytes) == 0:
+        return grey
+    with still([model], freeze=True, device=device):
+        f = lean(model, x_bytes[:size].to(device).float() / 255, settings.precision)
+        for start in range(0, len(x_bytes), size):
+            rows = slice(start, start + size)
+            here = x_bytes[rows].to(device)
+            initial = _start(keys[rows], (here.shape[1], here.shape[2], here.shape[3]), settings, seed)
+            noise = optimised(f, here.float() / 255, initial.to(device), settings)
+            grey[rows] = _rounded(noise, here, settings).to(grey.device)
+            progress("friendly noise", min(start + size, len(x_bytes)), len(x_bytes))
     return grey
 
 
-def _grey_batch(
-    model: nn.Module, x_bytes: Tensor, keys: Tensor | Sequence[int], settings: FriendlySettings, seed: int
-) -> Int8[Tensor, "b c h w"]:
-    here = x_bytes.to(device_of(model, x_bytes.device))
-    c, h, w = here.shape[1:]
-    initial = initial_noise(keys, (c, h, w), settings.init, seed).to(here.device)
-    noise = friendly_noise(model, here.float() / 255, settings, initial=initial)
-    limit, level = grey_limit(settings.zeta), here.to(torch.int16)
+def batch_for(device: torch.device) -> int:
+    """How many images to work on at once: what fits a processor's caches, or what fills a GPU."""
+    return 64 if device.type == "cpu" else 512
+
+
+def _start(
+    keys: Tensor | Sequence[int], shape: tuple[int, int, int], settings: FriendlySettings, seed: int
+) -> Float[Tensor, "b c h w"]:
+    if settings.method == "sgd":
+        return initial_noise(keys, shape, settings.init, seed)
+    return corners(keys, shape, 1, seed) * settings.zeta
+
+
+def _rounded(noise: Tensor, x_bytes: Tensor, settings: FriendlySettings) -> Int8[Tensor, "b c h w"]:
+    """Whole grey levels within zeta and, unless every value must stay at +-zeta, within the image's box."""
+    limit, level = grey_limit(settings.zeta), x_bytes.to(torch.int16)
     grey = (noise * 255).round().to(torch.int16).clamp(-limit, limit)
-    return torch.minimum(torch.maximum(grey, -level), 255 - level).to(torch.int8).to(x_bytes.device)
+    if settings.method != "flips":
+        grey = torch.minimum(torch.maximum(grey, -level), 255 - level)
+    return grey.to(torch.int8)
 
 
 def device_of(model: nn.Module, default: torch.device) -> torch.device:
