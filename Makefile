@@ -6,7 +6,7 @@ STAMP  := $(VENV)/installed
 # One thread per process: small networks lose more to threads than they gain.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint bench clean
 
 install: $(STAMP)
 
@@ -23,6 +23,10 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# How fast it is, beside the targets, on one thread; ten minutes at most. BENCH="--quick" only sees that it runs.
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/run.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
