@@ -419,7 +419,7 @@ def test_data_on_disk_are_sampled_evenly(made):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.update(format="friends noise 2"), "not a noise store of this version: format 'friends noise 2'"),
+        (lambda m: m.update(format="friends noise 3"), "not a noise store of this version: format 'friends noise 3'"),
         (lambda m: m["plan"].pop("n"), "damaged: KeyError: 'n'"),
         (lambda m: m["plan"].update(extra=1), "damaged: TypeError"),
         (lambda m: m["plan"].update(n="23"), "damaged: TypeError"),

@@ -24,7 +24,7 @@ from typing import cast
 
 from friends.data.artifact_lock import is_locked, locked
 from friends.data.artifact_remote import MANIFEST, Remote
-from friends.data.files import write_json
+from friends.data.files import sha256_of, write_json
 from friends.types import Progress, silent
 
 FORMAT = "friends-artifact-1"
@@ -235,7 +235,7 @@ class Artifacts:
         shutil.rmtree(work / HALF, ignore_errors=True)
         names = sorted(str(file.relative_to(work).as_posix()) for file in work.rglob("*") if file.is_file())
         names = [name for name in names if name != MANIFEST]
-        files = {name: {"sha256": _hash(work / name), "bytes": (work / name).stat().st_size} for name in names}
+        files = {name: {"sha256": sha256_of(work / name), "bytes": (work / name).stat().st_size} for name in names}
         made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         write_json(
             work / MANIFEST,
@@ -404,15 +404,7 @@ def _problem(path: Path, sha256: str) -> str:
     """What is wrong with a file; empty if it is as it was written."""
     if not path.is_file():
         return "is missing"
-    return "" if _hash(path) == sha256 else "has changed since it was written"
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return "" if sha256_of(path) == sha256 else "has changed since it was written"
 
 
 def _touch(path: Path) -> None:

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import nn
 
 from friends.data.files import owned
+from friends.noise.coding import decode
+from friends.noise.cost import measure
 from friends.noise.grey import grey_noise
 from friends.noise.manifest import NAME, Manifest, Plan, shard_path
+from friends.noise.picked import Coded
 from friends.noise.rows import Int64s, Rows, contents, spread
 from friends.noise.shards import open_shard, whole, write_shard
 from friends.types import Progress
@@ -72,7 +76,7 @@ def _refuse_changed_images(folder: Path, manifest: Manifest, images: Rows) -> No
     for number in (done[i] for i in some) if done else ():
         record = cast("dict[str, Any]", manifest.shards[number])
         rows = plan.rows(number)
-        shard = open_shard(shard_path(folder, number), record, len(rows), plan.shape)
+        shard = open_shard(shard_path(folder, number), record, len(rows), plan.coder)
         chosen = np.arange(len(rows)) if images.in_memory else spread(len(rows), SAMPLE // 8)
         found = contents(images.bytes(chosen + rows.start, plan.shape))
         other = np.flatnonzero(found != shard.content[chosen])
@@ -93,4 +97,9 @@ def _make_shard(
 
     noise = grey_noise(model, x, mine.tolist(), plan.settings, seed=plan.seed, batch_size=plan.batch_size,
                        progress=shifted)  # fmt: skip
-    return write_shard(shard_path(folder, shard), noise, mine, contents(x))
+    path, coder, grey = shard_path(folder, shard), plan.coder, noise.cpu()
+    parts = coder.encode(grey.numpy().reshape(len(rows), -1), mine)
+    some = spread(len(rows), SAMPLE)
+    decoded = torch.from_numpy(decode(coder, [Coded(path, parts)], np.zeros_like(some), some, mine[some]))
+    cost = measure(model, x[some], grey[some], decoded.reshape(len(some), *plan.shape))
+    return write_shard(path, parts, mine, contents(x)) | {"cost": cost.to_json()}

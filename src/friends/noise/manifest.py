@@ -16,11 +16,16 @@ import torch
 from torch import nn
 
 from friends.data.files import write_json
+from friends.noise.coding import Coder, Coding, check_coding, coder
+from friends.noise.cost import Cost
 from friends.noise.friendly import FriendlySettings
 from friends.noise.grey import grey_limit
 from friends.noise.rows import Int64s
 
-FORMAT = "friends noise 1"
+FORMAT = "friends noise 2"
+BEFORE_CODINGS = "friends noise 1"
+"""The format of stores that keep a byte a value and do not say so."""
+
 NAME = "manifest.json"
 MAX_MANIFEST = 1 << 26
 
@@ -39,6 +44,7 @@ class Plan:
         model: :func:`fingerprint` of the model.
         keys: sha256 of the rows' 64-bit keys, in order.
         proxy: what the model is called; a note for readers.
+        coding: how the noise is kept.
     """
 
     n: int
@@ -50,11 +56,13 @@ class Plan:
     model: str
     keys: str
     proxy: str
+    coding: Coding
 
     def __post_init__(self) -> None:
         if min(self.n, self.shard_rows, self.batch_size, *self.shape) < 1:
             raise ValueError(f"n, shape, shard_rows and batch_size must be positive, not {self.n}, {self.shape}, "
                              f"{self.shard_rows}, {self.batch_size}")  # fmt: skip
+        check_coding(self.coding, self.settings.method)
         if grey_limit(self.settings.zeta) < 1:
             raise ValueError(f"zeta is {self.settings.zeta:g}, less than one grey level: there would be no noise")
 
@@ -66,6 +74,11 @@ class Plan:
     def rows(self, shard: int) -> range:
         """The positions in a shard."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.n))
+
+    @property
+    def coder(self) -> Coder:
+        """What reads and writes the noise."""
+        return coder(self.coding, self.shape, grey_limit(self.settings.zeta), self.seed)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -100,7 +113,10 @@ def _flat(plan: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Manifest:
-    """The plan and, for every shard, its size, sha256 and fingerprint of images, or None while it is missing."""
+    """The plan and, for every shard, its size, sha256, fingerprint of images and what its coding costs.
+
+    A shard that is missing is None.
+    """
 
     plan: Plan
     shards: list[dict[str, Any] | None]
@@ -132,10 +148,10 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is torn or no JSON: {error}") from error
         found = cast("dict[str, Any]", value).get("format") if isinstance(value, dict) else None
-        if found != FORMAT:
+        if found not in (FORMAT, BEFORE_CODINGS):
             raise ValueError(f"{path} is not a noise store of this version: format {found!r}, not {FORMAT!r}")
         try:
-            plan = Plan.from_json(value["plan"])
+            plan = Plan.from_json(value["plan"] if found == FORMAT else {**value["plan"], "coding": "int8"})
             shards = [_record(shard) for shard in value["shards"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
@@ -150,7 +166,8 @@ def _record(value: Any) -> dict[str, Any] | None:
     size, sha256, images = value["bytes"], value["sha256"], value["images"]
     if type(size) is not int or type(sha256) is not str or type(images) is not str:
         raise TypeError("a shard's size, sha256 or fingerprint of images is of the wrong type")
-    return {"bytes": size, "sha256": sha256, "images": images}
+    record = {"bytes": size, "sha256": sha256, "images": images}
+    return record | ({"cost": Cost.from_json(value["cost"]).to_json()} if "cost" in value else {})
 
 
 def shard_path(folder: Path, shard: int) -> Path:

@@ -30,21 +30,24 @@ GROWTH = (0x9E3779B9, 0xBB67AE85)
 _LANES = 1 << 13
 """Counters worked on at once: 48 bytes each in six arrays, which should stay in the second-level cache."""
 
+_VALUES = 1 << 17
+"""Values unpacked at once."""
+
 _WORD = (1 << 64) - 1
 _LOW, _HALF = np.array(0xFFFFFFFF, np.uint64), np.array(32, np.uint64)  # arrays: numpy converts a scalar at every use
 
 
-def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
+def philox4x32(counter: Sequence[NDArray[np.uint64]], key: tuple[int, int]) -> list[NDArray[np.uint64]]:
     """Four random words for each counter.
 
     Args:
-        counter: ``(4, ...)`` 32-bit words x0 to x3, in 64-bit lanes because they are multiplied.
-        key: 32-bit words k0 and k1.
+        counter: x0, x1, x2 and x3, 32-bit words in 64-bit lanes because they are multiplied; they are broadcast.
+        key: k0 and k1.
 
     Returns:
-        ``(4, ...)`` 32-bit words in 64-bit lanes.
+        The four words, 32 bits in 64-bit lanes.
     """
-    x0, x1, x2, x3 = (word.flatten() for word in counter)
+    x0, x1, x2, x3 = (np.array(word, order="C") for word in np.broadcast_arrays(*counter))
     a, b = np.empty_like(x0), np.empty_like(x0)
     m0, m1 = np.array(MULTIPLIERS[0], np.uint64), np.array(MULTIPLIERS[1], np.uint64)
     for turn in range(ROUNDS):
@@ -56,7 +59,7 @@ def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.
             np.bitwise_xor(even, odd, even)
             np.bitwise_xor(even, k, even)
             np.bitwise_and(product, _LOW, odd)
-    return np.stack([x0, x1, x2, x3]).reshape(counter.shape)
+    return [x0, x1, x2, x3]
 
 
 def sign_bits(keys: Keys, values: int, seed: int) -> NDArray[np.uint8]:
@@ -89,10 +92,8 @@ def sign_bits(keys: Keys, values: int, seed: int) -> NDArray[np.uint8]:
 
 def _blocks(keys: NDArray[np.uint64], blocks: int, seed: int) -> NDArray[np.uint8]:
     """The bytes of all blocks of some rows: ``(b, 16 * blocks)``."""
-    counter = np.zeros((4, len(keys), blocks), np.uint64)
-    counter[0] = np.arange(blocks, dtype=np.uint64)
-    counter[2] = (keys & _LOW)[:, None]
-    counter[3] = (keys >> _HALF)[:, None]
+    zero, low, high = np.zeros((1, 1), np.uint64), (keys & _LOW)[:, None], (keys >> _HALF)[:, None]
+    counter = [np.arange(blocks, dtype=np.uint64)[None], zero, low, high]
     words = np.empty((len(keys), blocks, 4), np.dtype("<u4"))
     for place, word in enumerate(philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))):
         words[:, :, place] = word
@@ -120,16 +121,24 @@ def corners(keys: Keys, shape: tuple[int, int, int], level: int, seed: int) -> I
     return torch.from_numpy(signed(sign_bits(keys, values, seed), values, level)).reshape(-1, *shape)
 
 
-def signed(bits: NDArray[np.uint8], values: int, level: int | NDArray[np.uint8]) -> NDArray[np.int8]:
+def signed(
+    bits: NDArray[np.uint8], values: int, level: int | NDArray[np.uint8], out: NDArray[np.int8] | None = None
+) -> NDArray[np.int8]:
     """Packed bits ``(b, ceil(values / 8))`` as noise ``(b, values)``: +level for a 1 and -level for a 0.
 
     Args:
         bits: bit ``v mod 8`` of byte ``v div 8`` belongs to value ``v``.
         values: how many values a row has.
         level: grey levels, at most 127; of all rows, or ``(b, 1)``, one for each.
+        out: where to write the noise; by default a new array.
     """
-    one = np.asarray(level, np.uint8)
-    grey = np.unpackbits(bits, axis=1, count=values, bitorder="little")
-    np.multiply(grey, 2 * one, out=grey)
-    np.subtract(grey, one, out=grey)  # modulo 256: 0 - level is the byte of -level
-    return grey.view(np.int8)
+    out = np.empty((len(bits), values), np.int8) if out is None else out
+    levels = np.asarray(level, np.uint8)
+    step = max(1, _VALUES // max(1, values))
+    for start in range(0, len(bits), step):
+        some = slice(start, start + step)
+        one = levels[some] if levels.ndim else levels
+        grey = np.unpackbits(bits[some], axis=1, count=values, bitorder="little")
+        np.multiply(grey, 2 * one, grey)
+        np.subtract(grey, one, out[some].view(np.uint8))  # modulo 256: 0 - level is the byte of -level
+    return out

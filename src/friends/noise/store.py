@@ -1,8 +1,8 @@
 """The friendly noise of a whole data set on disk: made once, checked always, resumable after any crash.
 
-A store is a folder with ``manifest.json`` and ``shard-00000.safetensors``, ... Noise is kept as int8 grey levels, which
-is exact for byte images. Every row has a 64-bit key that names it and a hash of the image that it was made for, so
-noise cannot silently reach another image.
+A store is a folder with ``manifest.json`` and ``shard-00000.safetensors``, ... Noise is whole grey levels, which is
+exact for byte images, in one of the codings of :mod:`friends.noise.coding`. Every row has a 64-bit key that names it
+and a hash of the image that it was made for, so noise cannot silently reach another image.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
+from friends.data.files import sha256_of
 from friends.data.images import LabeledImages
+from friends.noise.coding import Coding, decode
+from friends.noise.cost import Cost
 from friends.noise.friendly import RELEASED, FriendlySettings
 from friends.noise.grey import device_of, grey_limit, grey_noise, initial_noise
 from friends.noise.making import SAMPLE, make_shards
 from friends.noise.manifest import NAME, Manifest, Plan, fingerprint, keys_digest, shard_path
 from friends.noise.rows import Int64s, Key, MapDataset, Rows, contents, key_number, key_numbers, spread
-from friends.noise.shards import Shard, digest, open_shard, refuse_damage
+from friends.noise.shards import Shard, open_shard, refuse_damage
 from friends.types import Progress, silent
 
 __all__ = ["NoiseStore", "grey_noise", "initial_noise"]
@@ -45,6 +48,7 @@ class NoiseStore:
         self.path = path
         self._plan, self._records, self._shards = manifest.plan, manifest.shards, shards
         self._identity = identity
+        self._coded = [shard.coded for shard in shards]
         self._keys = np.concatenate([shard.keys for shard in shards])
         self._content = np.concatenate([shard.content for shard in shards])
 
@@ -58,6 +62,7 @@ class NoiseStore:
         seed: int = 0,
         keys: Sequence[Key] | Tensor | None = None,
         proxy: str = "",
+        coding: Coding = "int8",
         batch_size: int = 128,
         shard_rows: int = 4096,
         device: torch.device | str | None = None,
@@ -67,7 +72,7 @@ class NoiseStore:
 
         Shards are written one by one and whole, so the process may be killed at any moment; the next call with the
         same arguments redoes at most one shard and ends with the same bytes. A complete store is opened at once.
-        Memory does not grow with the number of images, apart from 16 bytes for each.
+        Memory does not grow with the number of images, apart from their keys and hashes, 16 bytes each.
 
         Args:
             model: takes pixels in [0, 1] and returns logits; see :func:`friends.noise.friendly_noise`.
@@ -78,6 +83,10 @@ class NoiseStore:
             seed: of the random starts.
             keys: one unique integer or string per image (a path, an id); by default their positions.
             proxy: what to call the model in reports, e.g. ``"lenet, 5 epochs"``.
+            coding: how noise is kept: ``"int8"``, a byte a value; ``"bits"``, a bit a value, its sign, and one size for
+                each image; ``"flips"``, a tenth of a bit a value, for noise of the method ``"flips"``. With the last
+                two, image plus noise may leave [0, 255], and is clipped where it is used. See
+                :mod:`friends.noise.coding`; :meth:`info` says what it costs.
             batch_size: images optimised at once.
             shard_rows: images in a file.
             device: where to compute, if not where the model is; the model itself stays where it is.
@@ -85,13 +94,14 @@ class NoiseStore:
 
         Raises:
             ValueError: the folder holds anything else (the first difference is named), images differ in size or
-                change when read again, keys repeat, or ``zeta`` does not fit.
+                change when read again, keys repeat, or ``zeta`` or the coding does not fit.
             BlockingIOError: another process is generating into the folder.
         """
         images = Rows(data)
         numbers = key_numbers(keys, len(images))
         plan = Plan(n=len(images), shape=images.shape, shard_rows=shard_rows, batch_size=batch_size, settings=settings,
-                    seed=seed, model=fingerprint(model), keys=keys_digest(numbers), proxy=proxy)  # fmt: skip
+                    seed=seed, model=fingerprint(model), keys=keys_digest(numbers), proxy=proxy,
+                    coding=coding)  # fmt: skip
         if device is not None and device_of(model, torch.device(device)) != torch.device(device):
             model = copy.deepcopy(model).to(device)
         make_shards(model, images, Path(path), plan, numbers, progress)
@@ -120,10 +130,10 @@ class NoiseStore:
         shards: list[Shard] = []
         for number, record in enumerate(cast("list[dict[str, Any]]", manifest.shards)):
             file = shard_path(folder, number)
-            shards.append(open_shard(file, record, len(plan.rows(number)), plan.shape))
+            shards.append(open_shard(file, record, len(plan.rows(number)), plan.coder))
             if verify:
-                refuse_damage(file, record, grey_limit(plan.settings.zeta))
-        store = NoiseStore(folder, manifest, shards, digest(folder / NAME))
+                refuse_damage(file, record, len(plan.rows(number)), plan.coder, grey_limit(plan.settings.zeta))
+        store = NoiseStore(folder, manifest, shards, sha256_of(folder / NAME))
         if keys_digest(store._keys) != plan.keys:
             raise ValueError(f"{folder} is damaged: the keys in its shards are not those of the manifest")
         return store
@@ -172,6 +182,11 @@ class NoiseStore:
         return self._plan.proxy
 
     @property
+    def coding(self) -> Coding:
+        """How the noise is kept: ``"int8"``, ``"bits"`` or ``"flips"``."""
+        return self._plan.coding
+
+    @property
     def keys(self) -> Int64[Tensor, " n"]:
         """The keys of all rows as 64-bit integers, in order of position; strings appear as their hashes."""
         return torch.from_numpy(self._keys.copy())
@@ -207,30 +222,29 @@ class NoiseStore:
 
         Raises:
             IndexError: a position is not in ``[0, n)``.
+            ValueError: a row's bytes are no noise; the file is named.
         """
         raw = positions.cpu().numpy() if isinstance(positions, Tensor) else positions
         index = np.asarray(raw, dtype=np.int64).reshape(-1)
         outside = np.flatnonzero((index < 0) | (index >= self.n))
         if len(outside):
             raise IndexError(f"position {index[outside[0]]} is not in a store of {self.n} images")
-        grey = np.empty((len(index), *self.shape), dtype=np.int8)
         shard, row = np.divmod(index, self._plan.shard_rows)
-        for number in np.unique(shard):
-            here = shard == number
-            grey[here] = self._shards[number].noise[row[here]]
-        return torch.from_numpy(grey)
+        grey = decode(self._plan.coder, self._coded, shard, row, self._keys[index])
+        return torch.from_numpy(grey).reshape(len(index), *self.shape)
 
     def tensor(self, device: torch.device | str = "cpu") -> Int8[Tensor, "n c h w"]:
         """The whole noise in grey levels on a device, for training data that live there."""
         grey = torch.empty((self.n, *self.shape), dtype=torch.int8, device=device)
         for rows, noise in self._pieces():
-            grey[rows.start : rows.stop] = torch.from_numpy(noise).to(device)
+            grey[rows.start : rows.stop] = noise.to(device)
         return grey
 
-    def _pieces(self) -> Iterator[tuple[range, Any]]:
-        """Every shard's positions with a copy of its noise."""
-        for number, shard in enumerate(self._shards):
-            yield self._plan.rows(number), np.array(shard.noise)
+    def _pieces(self) -> Iterator[tuple[range, Int8[Tensor, "b c h w"]]]:
+        """The positions of every shard with their noise."""
+        for number in range(self._plan.shards):
+            rows = self._plan.rows(number)
+            yield rows, self.grey(np.arange(rows.start, rows.stop))
 
     def positions(self, n: int, keys: Sequence[Key] | Tensor | None = None) -> Int64s:
         """The position of each of ``n`` rows of a data set: that of its key, or by default the row itself.
@@ -312,13 +326,19 @@ class NoiseStore:
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def info(self) -> dict[str, Any]:
-        """What there is to say about the store, as JSON values; reads every shard once."""
+        """What there is to say about the store, as JSON values; reads every shard once.
+
+        The bytes of an image are those of its noise; its key and the hash of its pixels are 16 more. ``kl`` is the mean
+        KL(f(x+e) || f(x)) of a sample of the rows, of the noise as it was optimised and as it is read back; see
+        :class:`friends.noise.cost.Cost`.
+        """
         limit, total, bound = grey_limit(self.zeta), 0, 0
         for _, noise in self._pieces():
-            size = np.abs(noise)  # -128 cannot occur: zeta is at most 127
-            total += int(size.sum(dtype=np.int64))
+            size = noise.abs()  # -128 cannot occur: zeta is at most 127
+            total += int(size.sum(dtype=torch.int64))
             bound += int((size == limit).sum())
         values = self.n * int(np.prod(self.shape))
+        kept = sum(part.nbytes for coded in self._coded for part in coded.parts.values())
         plan = self._plan.to_json()
         return {
             "path": str(self.path),
@@ -326,9 +346,28 @@ class NoiseStore:
             "zeta": f"{limit}/255",
             "shards": self._plan.shards,
             "bytes": sum(record["bytes"] for record in self._records if record),
+            "coding": self.coding,
+            "bytes_per_image": round(kept / self.n, 2),
+            "bytes_per_image_of_key_and_hash": 16,
+            "bits_per_value": round(8 * kept / values, 4),
             "images": self.fingerprint,
             "mean_abs": f"{total / values:.2f}/255",
             "share_at_bound": round(bound / values, 4),
+            **self._cost(),
+        }
+
+    def _cost(self) -> dict[str, Any]:
+        """What the coding costs, if the store says: those of format 1 do not."""
+        costs = [Cost.from_json(record["cost"]) for record in self._records if record and "cost" in record]
+        if not costs:
+            return {}
+        cost = Cost.mean(costs)
+        return {
+            "rows_measured": cost.rows,
+            "kl_before_coding": round(cost.kl, 6),
+            "kl_after_coding": round(cost.kl_decoded, 6),
+            "mean_abs_before_coding": f"{cost.mean_abs:.2f}/255",
+            "mean_abs_after_coding": f"{cost.mean_abs_decoded:.2f}/255",
         }
 
 
