@@ -41,9 +41,12 @@ def pull(
         images: with their noise.
         clean: log-probabilities of the images without.
         direction: as :func:`divergence` takes it.
+
+    Returns:
+        The gradient is the caller's to write over, and channels-last.
     """
     images = images.detach().requires_grad_()
     logits = f(images)
     kl, slope = divergence(torch.log_softmax(logits.detach(), 1), clean, direction)
     (gradient,) = torch.autograd.grad(logits, images, slope)
-    return kl, gradient
+    return kl, gradient.contiguous(memory_format=torch.channels_last)

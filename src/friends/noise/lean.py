@@ -43,14 +43,24 @@ def lean(model: nn.Module, x: Float[Tensor, "b c h w"], precision: Precision = "
         model: held still (:func:`friends.modules.still`): eval mode, no gradients of parameters. It is not changed; a
             folded copy of it is used as long as the returned function is.
         x: some images that it takes, at least one.
-        precision: of convolutions and matrix products; ``"auto"`` is bfloat16 on a GPU that has it, else float32.
+        precision: of convolutions and matrix products; ``"auto"`` is bfloat16 where the device multiplies it faster.
 
     Returns:
         A function of images that equals ``logits_of(model, images)`` up to rounding.
     """
-    if precision == "auto":
-        precision = "bfloat16" if x.device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return _Lean(model, x[:PROBE], half=precision == "bfloat16")
+    half = precision == "bfloat16" or (precision == "auto" and _multiplies_bfloat16(x.device))
+    return _Lean(model, x[:PROBE], half=half)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there: on GPUs that have it, and processors with matrix units for it.
+
+    Without those, a processor takes ten times as long for it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])
+    return device.type == "cpu" and bool(capabilities().get("amx_bf16", False))
 
 
 class _Lean:
