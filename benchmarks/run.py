@@ -56,11 +56,13 @@ def verdict(row: dict[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count, without exponent where that can be read."""
-    if value != 0 and not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.3g}"
-    digits = max(0, 2 - len(str(int(abs(value)))) + 1) if abs(value) >= 1 else 4
-    return f"{value:,.{digits}f}"
+    """Three digits that count; large numbers whole, with commas."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def reach(row: dict[str, Any]) -> str:
+    """Lowest and highest, where there is more than one number."""
+    return "" if row["low"] == row["high"] else f"{number(row['low'])}–{number(row['high'])}"
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -127,7 +129,7 @@ def table(run: dict[str, Any]) -> str:
             lines += [f"{found['missing'].capitalize()}.", ""]
             continue
         lines += ["| what | value | lowest–highest | target | |", "| --- | ---: | ---: | --- | --- |"]
-        lines += [f"| {row['name']} | {shown(row)} | {number(row['low'])}–{number(row['high'])} | {row['target']} | "
+        lines += [f"| {row['name']} | {shown(row)} | {reach(row)} | {row['target']} | "
                   f"{verdict(row)} |" for row in found["rows"]]  # fmt: skip
         lines += ["", f"{found['seconds']:.0f} seconds.", ""]
     return "\n".join(lines)
