@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,9 @@ from friends.data.artifacts import Artifacts
 from friends.data.images import LabeledImages
 from friends.defenses import Friends
 from friends.models import build
-from friends.noise.friendly import PAPER
+from friends.noise.coding import coder, decode
+from friends.noise.friendly import FAST, PAPER
+from friends.noise.picked import Coded
 from friends.noise.store import NoiseStore
 from friends.training import Defense, Recipe, Run, fit
 from friends.types import Streams
@@ -73,6 +76,40 @@ def test_friendly_only_adds_the_same_noise_in_every_epoch(few_digits: LabeledIma
     expected = (few_digits.pixels() + friendly.float() / 255).clamp(0, 1)
     assert torch.equal(seen[1], expected)
     assert torch.equal(seen[3], expected)
+
+
+def test_shuffled_noise_is_that_of_other_images(few_digits: LabeledImages) -> None:
+    _, own = emitted(few_digits, Friends(mu=0, def_epoch=1))
+    seen, shuffled = emitted(few_digits, Friends(mu=0, def_epoch=1, held="shuffled"))
+    assert not torch.equal(own, shuffled)
+    place = {row.numpy().tobytes(): i for i, row in enumerate(own)}
+    assert sorted(place[row.numpy().tobytes()] for row in shuffled) == list(range(len(own)))
+    same = (own == shuffled).flatten(1).all(1)
+    assert same.float().mean() < 0.1
+    assert torch.equal(seen[1], (few_digits.pixels() + shuffled.float() / 255).clamp(0, 1))
+
+
+def test_random_noise_that_is_held_is_a_corner_that_nobody_optimised(few_digits: LabeledImages) -> None:
+    seen, noise = emitted(few_digits, Friends(mu=0, zeta=24 / 255, def_epoch=1, held="random"))
+    assert noise.unique().tolist() == [-24, 24]
+    assert abs(float(noise.float().mean())) < 0.5
+    assert not torch.equal(noise[0], noise[1])
+    assert torch.equal(seen[1], seen[3])
+
+
+def test_one_bit_keeps_signs_and_the_mean_size(few_digits: LabeledImages) -> None:
+    chosen = Friends(mu=0, def_epoch=1, settings=FAST)
+    _, noise = emitted(few_digits, chosen)
+    _, bits = emitted(few_digits, replace(chosen, kept="bits"))
+    assert all(len(row.unique()) == 2 for row in bits)
+    assert torch.equal(bits > 0, noise > 0)
+    means = noise.float().abs().mean((1, 2, 3))
+    assert (bits[:, 0, 0, 0].abs() - means).abs().max() <= 0.5
+    coded = coder("bits", few_digits.shape, 16, 0)
+    keys = np.arange(len(noise))
+    parts = coded.encode(noise.flatten(1).numpy(), keys)
+    kept = decode(coded, [Coded(Path("a shard"), parts)], keys * 0, keys, keys)
+    assert torch.equal(torch.from_numpy(kept), bits.flatten(1))  # as a store of one bit a value has it
 
 
 def test_noise_only_never_makes_friendly_noise(few_digits: LabeledImages) -> None:

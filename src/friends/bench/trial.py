@@ -18,7 +18,7 @@ from friends.attacks import ATTACKS
 from friends.attacks.base import Attack
 from friends.data.augment import Augment
 from friends.defenses import DEFENSES
-from friends.noise.friendly import PAPER, RELEASED, FriendlySettings
+from friends.noise.friendly import FAST, PAPER, RELEASED, FriendlySettings
 from friends.training.defense import Defense, check_composition
 from friends.training.recipe import RECIPES, Recipe
 
@@ -364,7 +364,7 @@ def construct(cls: type[T], settings: Mapping[str, Any], where: str) -> T:
         raise ValueError(f"{where}: {str(error).replace(cls.__name__ + '.__init__() ', '')}") from error
 
 
-_FRIENDLY: dict[str, FriendlySettings] = {"paper": PAPER, "released": RELEASED}
+_FRIENDLY: dict[str, FriendlySettings] = {"paper": PAPER, "released": RELEASED, "fast": FAST}
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -15,19 +15,24 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
 from friends.data.images import LabeledImages
 from friends.digest import digest
 from friends.modules import weights_hash
 from friends.noise.friendly import RELEASED, FriendlySettings
+from friends.noise.grey import grey_limit
+from friends.noise.philox import corners
 from friends.noise.random import RandomNoise, add_noise, check_random, check_strength
 from friends.noise.store import NoiseStore, grey_noise
 from friends.training.defense import About, Defense, Run
+
+Held = Literal["own", "shuffled", "random"]
+Kept = Literal["int8", "bits"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,9 @@ class Friends(Defense):
             (Table 6 of the paper); ``fit`` must be told how to make one (``architectures``).
         proxy_epochs: how long that one is trained; the paper has 5.
         proxy_lr: its learning rate; None is the recipe's, which AlexNet and LeNet hardly bear.
+        held: which noise is held fixed: ``"own"``, that of the image itself; or, as controls that tell what being
+            friendly is worth, ``"shuffled"``, that of another image, or ``"random"``, +-zeta that nobody optimised.
+        kept: ``"int8"``, or ``"bits"``: the sign of each value, times the mean size of the image's noise.
 
     Raises:
         ValueError: a strength outside [0, 1], an unknown distribution, a negative ``def_epoch``, both a store and a
@@ -62,6 +70,8 @@ class Friends(Defense):
     proxy: str | None = None
     proxy_epochs: int = 5
     proxy_lr: float | None = None
+    held: Held = "own"
+    kept: Kept = "int8"
 
     about: ClassVar[About] = About(
         title="FRIENDS",
@@ -78,6 +88,9 @@ class Friends(Defense):
         if self.store is not None and self.proxy is not None:
             raise ValueError(f"friendly noise comes from a store or from a proxy, not from {self.store!r} and "
                              f"{self.proxy!r}")  # fmt: skip
+        for name, value, known in (("held", self.held, get_args(Held)), ("kept", self.kept, get_args(Kept))):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
         if self.proxy_epochs < 1 or (self.proxy_lr is not None and not 0 < self.proxy_lr < float("inf")):
             raise ValueError(f"proxy_epochs >= 1 and proxy_lr > 0 expected, not {self.proxy_epochs}, {self.proxy_lr}")
 
@@ -108,9 +121,20 @@ class Friends(Defense):
         kept = run.memory(self)
         if self.zeta == 0 or run.epoch < self.def_epoch or "friendly" in kept:
             return
+        noise = self._made(run)
+        if self.kept == "bits":
+            noise = one_bit(noise)
+        if self.held == "shuffled":
+            noise = noise[torch.randperm(len(noise), generator=run.streams("shuffled")).to(noise.device)]
+        kept["friendly"] = noise
+
+    def _made(self, run: Run) -> Int8[Tensor, "n c h w"]:
+        """The noise of every image in grey levels, on the device of the data."""
+        if self.held == "random":
+            rows, level = torch.arange(len(run.data)), grey_limit(self.zeta)
+            return corners(rows, run.data.shape, level, run.streams.integer("friendly")).to(run.device)
         if self.store is not None:
-            kept["friendly"] = self._load(run.data).tensor(run.device)
-            return
+            return self._load(run.data).tensor(run.device)
         clock = time.perf_counter()
         model = self._maker(run)
         settings, seed = replace(self.settings, zeta=self.zeta), run.streams.integer("friendly")
@@ -126,10 +150,11 @@ class Friends(Defense):
             rows = torch.arange(len(run.data))
             return {"friendly": grey_noise(model, run.data.x, rows, settings, seed=seed, progress=run.progress)}
 
-        kept["friendly"] = run.once("noise", identity, make)["friendly"]
+        noise = run.once("noise", identity, make)["friendly"]
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)
         run.remarks["friendly noise seconds"] = time.perf_counter() - clock
+        return noise
 
     def _maker(self, run: Run) -> nn.Module:
         """The model whose output friendly noise does not change."""
@@ -145,3 +170,9 @@ class Friends(Defense):
         friendly = kept["friendly"][idx].to(x.dtype) / 255 if "friendly" in kept else None
         generator = run.generator(self, "random", run.epoch, run.step)
         return add_noise(x, friendly, random=self.random, mu=self.mu, generator=generator)
+
+
+def one_bit(noise: Int8[Tensor, "n c h w"]) -> Int8[Tensor, "n c h w"]:
+    """Noise of which only signs and the mean size of each image's are kept, as in a store of one bit a value."""
+    level = noise.abs().float().mean((1, 2, 3), keepdim=True).round().to(torch.int8)
+    return torch.where(noise > 0, level, -level)
