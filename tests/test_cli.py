@@ -87,6 +87,12 @@ def test_version() -> None:
         (["noise", "digits", "-o", "{out}", "--weights", "none.safetensors"], "none.safetensors"),
         (["noise", "digits", "-o", "{out}", "--steps", "-1"], "steps >= 0"),
         (["noise", "digits", "-o", "{out}", "--zeta", "200/255"], "at most 127/255"),
+        (["noise", "digits", "-o", "{out}", "--method", "newton"], "newton"),
+        (["noise", "digits", "-o", "{out}", "--coding", "bit"], "unknown coding 'bit' of noise; choose one of int8"),
+        (
+            ["noise", "digits", "-o", "{out}", "--coding", "flips"],
+            "the coding 'flips' keeps noise of the method 'flips'",
+        ),
         (["noise", "digits", "-o", "{full}"], "not empty and no noise store"),
     ],
 )
@@ -149,6 +155,16 @@ def test_noise_makes_a_store_with_a_proxy_and_describes_it(tmp_path: Path) -> No
     told = runner.invoke(app, ["noise", str(store)], env={"COLUMNS": "120"})
     assert "8/255" in plain(told.stdout)
     assert "convnet" in plain(told.stdout)
+    small = tmp_path / "small"
+    arguments[3] = str(small)
+    flips = ["--method", "flips", "--steps", "3", "--coding", "flips", "--device", "cpu"]
+    out = runner.invoke(app, [*arguments, *flips], env={"COLUMNS": "120"})
+    assert out.exit_code == 0, out.output
+    assert "kl before coding" in plain(out.stdout)
+    assert re.search(r"settings\W+flips, 3 steps, clean\|\|noisy\W", plain(out.stdout))
+    assert set(NoiseStore.load(small).tensor().unique().tolist()) == {-16, 16}
+    assert NoiseStore.load(small).info()["bytes_per_image"] < 48
+    arguments[3] = str(store)
     other = runner.invoke(app, [*arguments, "--steps", "4", "--zeta", "8/255", "--device", "cpu"])
     assert other.exit_code == 2
     assert "steps" in plain(other.stderr)

@@ -542,8 +542,9 @@ def test_a_pickled_store_is_opened_again_and_must_be_the_same(store):
 
 MEMORY = """
 import resource, sys, tempfile, torch
+from dataclasses import replace
 from torch import nn
-from friends.noise.friendly import RELEASED, replace
+from friends.noise.friendly import RELEASED
 from friends.noise.store import NoiseStore
 
 class Images:
@@ -552,11 +553,12 @@ class Images:
     def __getitem__(self, i): return torch.full((3, 64, 64), i % 256, dtype=torch.uint8), 0
 
 torch.set_num_threads(1)
+coding = sys.argv[1]
 
 def peak(n, folder):
     net = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(48, 3))
-    quick = replace(RELEASED, steps=1)
-    NoiseStore.generate(net, Images(n), folder, settings=quick, batch_size=64, shard_rows=64)
+    quick = replace(RELEASED, steps=1, method="flips" if coding == "flips" else "sgd")
+    NoiseStore.generate(net, Images(n), folder, settings=quick, coding=coding, batch_size=64, shard_rows=64)
     NoiseStore.load(folder).check(Images(n))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
 
@@ -565,9 +567,10 @@ with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
 """
 
 
-def test_memory_does_not_grow_with_the_images():
+@pytest.mark.parametrize("coding", ["int8", "bits", "flips"])
+def test_memory_does_not_grow_with_the_images(coding):
     pytest.importorskip("resource", reason="peak memory is not known on this system")
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", MEMORY, coding], capture_output=True, text=True, check=True)
     few, many = map(float, done.stdout.split())
     assert many - few < 10, (few, many)  # 1,856 more images are 23 MB as bytes, as much noise, and 91 MB as floats
 

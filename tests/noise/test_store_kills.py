@@ -21,11 +21,12 @@ from noise_helpers import byte_images, small_net
 from friends.noise.friendly import RELEASED
 from friends.noise.store import NoiseStore
 
-root, data, net = Path(sys.argv[1]), byte_images(60), small_net()
+root, coding, data, net = Path(sys.argv[1]), sys.argv[2], byte_images(60), small_net()
+settings = replace(RELEASED, steps=8, method="flips" if coding == "flips" else "sgd")
 torch.set_num_threads(1)
 
 def make(folder):
-    NoiseStore.generate(net, data, folder, settings=replace(RELEASED, steps=8), seed=1, batch_size=4, shard_rows=5)
+    NoiseStore.generate(net, data, folder, settings=settings, seed=1, coding=coding, batch_size=4, shard_rows=5)
 
 def bytes_of(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -56,7 +57,7 @@ assert len(expected) == 13  # twelve shards and the manifest
 """
 
 AT_RANDOM_MOMENTS = """
-random.seed(int(sys.argv[2]))
+random.seed(0)
 kills, partial, life = 0, 0, 0
 folder = root / "life-0"
 while kills < 20:
@@ -113,9 +114,10 @@ def run(script: str, *args: str) -> tuple[int, int]:
 
 
 def test_killed_at_random_moments(tmp_path):
-    kills, partial = run(AT_RANDOM_MOMENTS, str(tmp_path), "0")
+    kills, partial = run(AT_RANDOM_MOMENTS, str(tmp_path), "int8")
     assert kills == 20 and partial >= 5  # some left part of the work behind
 
 
-def test_killed_just_before_and_after_a_rename(tmp_path):
-    assert run(AROUND_EVERY_RENAME, str(tmp_path)) == (8, 8)
+@pytest.mark.parametrize("coding", ["int8", "bits", "flips"])
+def test_killed_just_before_and_after_a_rename(tmp_path, coding):
+    assert run(AROUND_EVERY_RENAME, str(tmp_path), coding) == (8, 8)

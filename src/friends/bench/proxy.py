@@ -22,6 +22,7 @@ from friends.data.files import owned
 from friends.data.images import LabeledImages
 from friends.defenses.friends import Friends
 from friends.models.saved import load
+from friends.noise.coding import Coding, check_coding
 from friends.noise.grey import grey_limit
 from friends.noise.manifest import NAME
 from friends.noise.store import NoiseStore
@@ -43,6 +44,7 @@ class StoreJob:
         weights: a saved model to use as the proxy, instead of training one.
         seed: everything random follows from it.
         size: side to which images of mixed sizes are resized.
+        coding: how the noise is kept; see :mod:`friends.noise.coding`.
     """
 
     source: str
@@ -54,6 +56,7 @@ class StoreJob:
     weights: Path | None = None
     seed: int = 0
     size: int | None = None
+    coding: Coding = "int8"
 
 
 def make_store(
@@ -75,6 +78,7 @@ def make_store(
     out = Path(os.path.abspath(out))
     settings = replace(job.defense.settings, zeta=job.defense.zeta)
     grey_limit(settings.zeta)
+    check_coding(job.coding, settings.method)
     if job.epochs < 0:
         raise ValueError(f"epochs is a number >= 0, not {job.epochs}")
     if out.exists() and not (out / NAME).exists() and (not out.is_dir() or any(out.iterdir())):
@@ -85,8 +89,9 @@ def make_store(
     with owned(work):
         proxy, name = _proxy(job, train, work, progress)
         store = NoiseStore.generate(
-            proxy.to(device), train, out, settings=settings, seed=job.seed, proxy=name, progress=progress
-        )
+            proxy.to(device), train, out, settings=settings, seed=job.seed, proxy=name, coding=job.coding,
+            progress=progress,
+        )  # fmt: skip
     shutil.rmtree(work, ignore_errors=True)
     return store
 

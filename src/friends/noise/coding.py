@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,11 +64,16 @@ def coder(coding: Coding, shape: tuple[int, int, int], limit: int, seed: int) ->
     return Bits(values, limit) if coding == "bits" else Int8(shape)
 
 
+def coding_named(name: str) -> Coding:
+    """The coding of this name. Raises ``ValueError`` if there is none."""
+    if name not in get_args(Coding):
+        raise ValueError(f"unknown coding {name!r} of noise; choose one of {', '.join(get_args(Coding))}")
+    return cast(Coding, name)
+
+
 def check_coding(coding: str, method: str) -> None:
     """Raise ``ValueError`` unless the coding is known and noise of this method can be kept in it."""
-    if coding not in get_args(Coding):
-        raise ValueError(f"unknown coding {coding!r} of noise; choose one of {', '.join(get_args(Coding))}")
-    if coding == "flips" and method != "flips":
+    if coding_named(coding) == "flips" and method != "flips":
         raise ValueError(f"the coding 'flips' keeps noise of the method 'flips' only, this is of {method!r}; use "
                          "'bits' or 'int8'")  # fmt: skip
 
