@@ -4,7 +4,7 @@
 
 writes ``benchmarks/results/scaling.json`` and ``scaling.svg``. Every point is a process of its own, on one thread, with
 a network so small that what surrounds it shows. Peak memory is what the kernel says of the process (``VmHWM``);
-``ru_maxrss`` would start at what the parent had, and before the work most of it is Python and torch.
+``ru_maxrss`` would start at what the parent had. Before the work, most of it is Python and torch.
 """
 
 from __future__ import annotations
@@ -129,10 +129,10 @@ def train(job: dict[str, Any]) -> int:
 def measured(job: dict[str, Any]) -> dict[str, Any]:
     """What one job costs this process; meant for a fresh one."""
     torch.set_num_threads(1)
-    warm = cheap(16, 2)(torch.rand(8, 3, 16, 16)).sum()
-    warm.backward()  # libraries are loaded by the first use
+    work = {"noise": make_noise, "training": train}[job["kind"]]
+    work(job | {"n": 8})  # libraries are loaded by the first use
     before, clock = peak(), time.process_time()
-    stored = {"noise": make_noise, "training": train}[job["kind"]](job)
+    stored = work(job)
     return {"seconds": time.process_time() - clock, "before": before, "peak": peak(), "bytes": stored}
 
 
