@@ -114,9 +114,10 @@ class Int8:
 
     def decode(self, picked: Picked, keys: Int64s, out: NDArray[np.int8]) -> None:
         """Copy the rows into ``out``."""
+        images = out.reshape(-1, *self.shape)
         for parts, part in picked.groups():
             places = picked.order[part]
-            out[places] = parts["noise"].reshape(-1, self.values)[picked.row[places]]
+            images[places] = parts["noise"][picked.row[places]]
 
 
 @dataclass(frozen=True)

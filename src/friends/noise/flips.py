@@ -136,16 +136,18 @@ class Flips:
 
 def _gather(picked: Picked) -> tuple[NDArray[np.uint8], Int64s]:
     """The gaps of the rows, in the order of their shards, and how many each has."""
-    starts, stops = np.empty(len(picked), np.int64), np.empty(len(picked), np.int64)
+    row, starts, stops = picked.row[picked.order], np.empty(len(picked), np.int64), np.empty(len(picked), np.int64)
+    after = row + 1
     for parts, part in picked.groups():
-        row = picked.row[picked.order[part]]
-        starts[part], stops[part] = parts["offsets"][row], parts["offsets"][row + 1]
+        offsets = parts["offsets"]
+        starts[part], stops[part] = offsets[row[part]], offsets[after[part]]
     sizes = stops - starts
-    ends = np.cumsum(sizes)
-    index = np.repeat(starts - (ends - sizes), sizes)
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    index = np.repeat(starts - ends[:-1], sizes)
     index += np.arange(len(index))
     gaps = np.empty(len(index), np.uint8)
+    bounds = ends.tolist()
     for parts, part in picked.groups():
-        span = slice(int(ends[part.start] - sizes[part.start]), int(ends[part.stop - 1]))
-        gaps[span] = parts["gaps"][index[span]]
+        span = slice(bounds[part.start], bounds[part.stop])
+        parts["gaps"].take(index[span], out=gaps[span], mode="clip")
     return gaps, sizes

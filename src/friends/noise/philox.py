@@ -14,6 +14,7 @@ The signs are part of a storage format, so their bits may never change; :func:`s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from jaxtyping import Int8, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+UInt64s = NDArray[np.uint64]
 Keys = Int64[Tensor, " b"] | NDArray[np.int64] | Sequence[int]
 
 ROUNDS = 10
@@ -34,32 +36,34 @@ _VALUES = 1 << 17
 """Values unpacked at once."""
 
 _WORD = (1 << 64) - 1
-_LOW, _HALF = np.array(0xFFFFFFFF, np.uint64), np.array(32, np.uint64)  # arrays: numpy converts a scalar at every use
+_M0, _M1, _LOW, _HALF = (np.array(number, np.uint64) for number in (*MULTIPLIERS, 0xFFFFFFFF, 32))
+"""As arrays without dimensions: numpy would convert a number at every use."""
 
 
-def philox4x32(counter: Sequence[NDArray[np.uint64]], key: tuple[int, int]) -> list[NDArray[np.uint64]]:
+def philox4x32(counter: Sequence[UInt64s], key: tuple[int, int]) -> list[UInt64s]:
     """Four random words for each counter.
 
     Args:
-        counter: x0, x1, x2 and x3, 32-bit words in 64-bit lanes because they are multiplied; they are broadcast.
+        counter: x0, x1, x2 and x3, 32-bit words in 64-bit lanes because they are multiplied, in arrays that are
+            broadcast.
         key: k0 and k1.
 
     Returns:
         The four words, 32 bits in 64-bit lanes.
     """
-    x0, x1, x2, x3 = (np.array(word, order="C") for word in np.broadcast_arrays(*counter))
-    a, b = np.empty_like(x0), np.empty_like(x0)
-    m0, m1 = np.array(MULTIPLIERS[0], np.uint64), np.array(MULTIPLIERS[1], np.uint64)
-    for turn in range(ROUNDS):
-        k0, k1 = (np.array((k + turn * step) % 2**32, np.uint64) for k, step in zip(key, GROWTH, strict=True))
-        np.multiply(x0, m0, a)
-        np.multiply(x2, m1, b)
-        for even, odd, k, product in ((x0, x1, k0, b), (x2, x3, k1, a)):
-            np.right_shift(product, _HALF, even)
-            np.bitwise_xor(even, odd, even)
-            np.bitwise_xor(even, k, even)
-            np.bitwise_and(product, _LOW, odd)
+    x0, x1, x2, x3 = counter
+    for k0, k1 in _grown(key):
+        a, b = x0 * _M0, x2 * _M1
+        x0, x1, x2, x3 = (b >> _HALF) ^ x1 ^ k0, b & _LOW, (a >> _HALF) ^ x3 ^ k1, a & _LOW
     return [x0, x1, x2, x3]
+
+
+@lru_cache(maxsize=16)
+def _grown(key: tuple[int, int]) -> list[tuple[UInt64s, UInt64s]]:
+    """The key of every round."""
+    k0, k1 = (np.array([(k + turn * step) % 2**32 for turn in range(ROUNDS)], np.uint64) for k, step in
+              zip(key, GROWTH, strict=True))  # fmt: skip
+    return [(k0[turn, ...], k1[turn, ...]) for turn in range(ROUNDS)]
 
 
 def sign_bits(keys: Keys, values: int, seed: int) -> NDArray[np.uint8]:
@@ -90,7 +94,7 @@ def sign_bits(keys: Keys, values: int, seed: int) -> NDArray[np.uint8]:
     return bits
 
 
-def _blocks(keys: NDArray[np.uint64], blocks: int, seed: int) -> NDArray[np.uint8]:
+def _blocks(keys: UInt64s, blocks: int, seed: int) -> NDArray[np.uint8]:
     """The bytes of all blocks of some rows: ``(b, 16 * blocks)``."""
     zero, low, high = np.zeros((1, 1), np.uint64), (keys & _LOW)[:, None], (keys >> _HALF)[:, None]
     counter = [np.arange(blocks, dtype=np.uint64)[None], zero, low, high]
@@ -129,16 +133,25 @@ def signed(
     Args:
         bits: bit ``v mod 8`` of byte ``v div 8`` belongs to value ``v``.
         values: how many values a row has.
-        level: grey levels, at most 127; of all rows, or ``(b, 1)``, one for each.
+        level: grey levels, at most 127; of all rows, or ``(b, 1)`` uint8, one for each.
         out: where to write the noise; by default a new array.
     """
     out = np.empty((len(bits), values), np.int8) if out is None else out
-    levels = np.asarray(level, np.uint8)
     step = max(1, _VALUES // max(1, values))
     for start in range(0, len(bits), step):
         some = slice(start, start + step)
-        one = levels[some] if levels.ndim else levels
+        if isinstance(level, int) and values % 8 == 0:
+            np.take(_eights(level), bits[some], out=out[some].view(np.int64), mode="clip")
+            continue
+        one = level if isinstance(level, int) else level[some]
         grey = np.unpackbits(bits[some], axis=1, count=values, bitorder="little")
         np.multiply(grey, 2 * one, grey)
         np.subtract(grey, one, out[some].view(np.uint8))  # modulo 256: 0 - level is the byte of -level
     return out
+
+
+@lru_cache(maxsize=16)
+def _eights(level: int) -> NDArray[np.int64]:
+    """The noise of eight values for every byte of bits: eight bytes, taken for one number so that they move at once."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return np.where(bits, np.int8(level), np.int8(-level)).view(np.int64)[:, 0]

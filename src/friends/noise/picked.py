@@ -42,14 +42,15 @@ class Picked:
     def __init__(self, shards: Sequence[Coded], shard: Int64s, row: Int64s) -> None:
         self.shards, self.shard, self.row = shards, shard, row
         self.order = np.argsort(shard, kind="stable")
-        self._starts = np.flatnonzero(np.diff(shard[self.order], prepend=-1))
+        shard_of = shard[self.order]
+        self._starts = [0, *((shard_of[1:] != shard_of[:-1]).nonzero()[0] + 1).tolist()] if len(shard) else []
 
     def __len__(self) -> int:
         return len(self.row)
 
     def groups(self) -> Iterator[tuple[Parts, slice]]:
         """The tensors of every shard that is needed, and the part of ``order`` that its rows are."""
-        for start, stop in pairwise((*self._starts.tolist(), len(self))):
+        for start, stop in pairwise((*self._starts, len(self))):
             yield self.shards[int(self.shard[self.order[start]])].parts, slice(start, stop)
 
     def name(self, place: int) -> str:

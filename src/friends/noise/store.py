@@ -226,9 +226,9 @@ class NoiseStore:
         """
         raw = positions.cpu().numpy() if isinstance(positions, Tensor) else positions
         index = np.asarray(raw, dtype=np.int64).reshape(-1)
-        outside = np.flatnonzero((index < 0) | (index >= self.n))
-        if len(outside):
-            raise IndexError(f"position {index[outside[0]]} is not in a store of {self.n} images")
+        if len(index) and (index.min() < 0 or index.max() >= self.n):
+            outside = index[(index < 0) | (index >= self.n)][0]
+            raise IndexError(f"position {outside} is not in a store of {self.n} images")
         shard, row = np.divmod(index, self._plan.shard_rows)
         grey = decode(self._plan.coder, self._coded, shard, row, self._keys[index])
         return torch.from_numpy(grey).reshape(len(index), *self.shape)
