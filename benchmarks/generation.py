@@ -23,11 +23,9 @@ from released import friendly_noise as released_noise
 from torch import Tensor
 from torch.nn import functional as F
 
-import friends.noise.friendly as friendly
 from friends.models import Classifier
-from friends.noise.friendly import PAPER, RELEASED, FriendlySettings, friendly_noise
+from friends.noise.friendly import FAST, PAPER, RELEASED, FriendlySettings, friendly_noise
 
-FAST: FriendlySettings | None = getattr(friendly, "FAST", None)
 BATCHES = (128, 64)
 GREY = 255
 TARGET = {"convnet": 2.4, "resnet18": 2.2}
@@ -69,35 +67,32 @@ def floor(network: Network, x: Tensor, passes: int, batch: int) -> None:
             torch.autograd.grad(network(seen).sum(), seen)
 
 
-def timed(model: Classifier, x: Tensor, steps: int, rounds: int) -> Timings:
+def timed(model: Classifier, x: Tensor, rounds: int) -> Timings:
     """From images to noise: all the steps, or as few as the fast way takes. Includes the pass over clean images."""
     network, folded = Network(model), bare(model)
-    settings = replace(RELEASED, steps=steps)
     jobs: dict[str, Callable[[], object]] = {
-        "released": lambda: in_batches(lambda part: released_noise(network, part, steps=steps), x)
+        "released": lambda: in_batches(lambda part: released_noise(network, part), x)
     }
     for batch in BATCHES:
-        jobs[f"exact {batch}"] = lambda batch=batch: ours(model, x, settings, batch)
-        jobs[f"floor {batch}"] = lambda batch=batch: floor(folded, x, steps, batch)
-        if FAST is not None:
-            jobs[f"fast {batch}"] = lambda batch=batch: ours(model, x, FAST, batch)
+        jobs[f"exact {batch}"] = lambda batch=batch: ours(model, x, RELEASED, batch)
+        jobs[f"floor {batch}"] = lambda batch=batch: floor(folded, x, RELEASED.steps, batch)
+        jobs[f"fast {batch}"] = lambda batch=batch: ours(model, x, FAST, batch)
     return interleaved(jobs, rounds=rounds)
 
 
-def speed(name: str, model: Classifier, x: Tensor, *, steps: int, rounds: int) -> Rows:
-    timings = timed(model, x, steps, rounds)
+def speed(name: str, model: Classifier, x: Tensor, *, rounds: int) -> Rows:
+    timings = timed(model, x, rounds)
     rows: Rows = []
     for job in timings.cpu:
         each = timings.seconds(job)
         rows.append(row(f"{name}: {job}, CPU time per image", Spread(*(1e3 / len(x) * s for s in each)), "ms"))
         if not job.startswith("fast"):
-            per_step = Spread(*(1e6 / len(x) / steps * s for s in each))
+            per_step = Spread(*(1e6 / len(x) / RELEASED.steps * s for s in each))
             rows.append(row(f"{name}: {job}, CPU time per image and step", per_step, "us"))
     best = {kind: min((job for job in timings.cpu if job.startswith(kind)), key=lambda job: timings.seconds(job).median)
-            for kind in ("exact", "floor", *(["fast"] if FAST is not None else []))}  # fmt: skip
+            for kind in ("exact", "floor", "fast")}  # fmt: skip
     for kind, target in (("exact", f">= {TARGET[name]}"), ("floor", ""), ("fast", ">= 12")):
-        if kind in best:
-            rows.append(row(f"{name}: {kind}, times faster than released", timings.faster(best[kind]), "x", target))
+        rows.append(row(f"{name}: {kind}, times faster than released", timings.faster(best[kind]), "x", target))
     share = timings.faster(best["exact"], best["floor"])
     rows.append(row(f"{name}: floor as a share of exact", Spread(*(100 * s for s in share)), "%", ">= 90"))
     return rows
@@ -137,21 +132,19 @@ def quality(name: str, model: Classifier, x: Tensor) -> Rows:
         "exact": ours(model, x, RELEASED, 64),
         "Eq. 3, lr 10": ours(model, x, PAPER, 64),
         "Eq. 3, lr 20": ours(model, x, replace(PAPER, lr=20.0), 64),
+        "fast": ours(model, x, FAST, 64),
         "random corners": corners.clamp(-x, 1 - x),
     }
-    if FAST is not None:
-        noises["fast"] = ours(model, x, FAST, 64)
     found = {way: Quality(model, x, noise) for way, noise in noises.items()}
     rows = [line for way, judged in found.items() for line in judged.rows(f"{name}: {way}")]
-    if FAST is not None:
-        best = min((found["Eq. 3, lr 10"], found["Eq. 3, lr 20"]), key=lambda judged: judged.mean)
-        fast = found["fast"]
-        rows += [
-            single(f"{name}: mean KL of fast over that of Eq. 3 in 20 steps", fast.mean / best.mean, "x", "<= 1.15"),
-            single(f"{name}: p95 KL of fast over that of Eq. 3 in 20 steps", fast.p95 / best.p95, "x", "<= 1.15"),
-            single(f"{name}: mean size of fast over that of Eq. 3 in 20 steps", fast.size / best.size, "x", ">= 1"),
-        ]
-    return rows
+    best = min((found["Eq. 3, lr 10"], found["Eq. 3, lr 20"]), key=lambda judged: judged.mean)
+    fast = found["fast"]
+    return [
+        *rows,
+        single(f"{name}: mean KL of fast over that of Eq. 3 in 20 steps", fast.mean / best.mean, "x", "<= 1.15"),
+        single(f"{name}: p95 KL of fast over that of Eq. 3 in 20 steps", fast.p95 / best.p95, "x", "<= 1.15"),
+        single(f"{name}: mean size of fast over that of Eq. 3 in 20 steps", fast.size / best.size, "x", ">= 1"),
+    ]
 
 
 def sameness(name: str, model: Classifier, x: Tensor, steps: int = 6) -> Rows:
@@ -174,7 +167,7 @@ def measure(
     """Every number of this page.
 
     Args:
-        quick: fewer images, steps and rounds: to see that it runs, not to quote.
+        quick: fewer images and rounds: to see that it runs, not to quote.
         data: where the images are; see :func:`networks.images`.
         networks: some of :data:`networks.NETWORKS`.
         judged: whether to look at the noise, too, and not only at the clock.
@@ -183,7 +176,7 @@ def measure(
     rows: Rows = []
     for name in networks:
         model = trained(name, train, test)
-        rows += speed(name, model, test.pixels(slice(0, 128)), steps=4 if quick else 20, rounds=2 if quick else 5)
+        rows += speed(name, model, test.pixels(slice(0, 64 if quick else 128)), rounds=2 if quick else 5)
         if judged:
             rows += sameness(name, model, test.pixels(slice(0, 128)))
             # whole batches: a short one takes larger steps in the released code
