@@ -77,6 +77,7 @@ def interleaved(
     torch.set_num_threads(1)
     try:
         for turn in range(-warmup, rounds):
+            gc.collect()  # one round's rubbish is not swept on the next one's time
             for name in list(jobs) if turn % 2 == 0 else reversed(list(jobs)):
                 cpu, wall = _one(jobs[name], clock)
                 if turn >= 0:
@@ -88,7 +89,6 @@ def interleaved(
 
 
 def _one(job: Callable[[], object], clock: Clock) -> tuple[float, float]:
-    gc.collect()  # one job's rubbish is not swept on the next one's time
     cpu, wall = clock()
     job()
     after_cpu, after_wall = clock()
