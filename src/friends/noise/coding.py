@@ -115,7 +115,7 @@ class Int8:
     def decode(self, picked: Picked, keys: Int64s, out: NDArray[np.int8]) -> None:
         """Copy the rows into ``out``."""
         images = out.reshape(-1, *self.shape)
-        for parts, part in picked.groups():
+        for parts, part in picked.groups:
             places = picked.order[part]
             images[places] = parts["noise"][picked.row[places]]
 
@@ -143,7 +143,7 @@ class Bits:
         """Write level times sign into ``out``. Raises ``ValueError`` where a level is beyond the limit."""
         signs = np.empty((len(picked), -(-self.values // 8)), np.uint8)
         level = np.empty((len(picked), 1), np.uint8)
-        for parts, part in picked.groups():
+        for parts, part in picked.groups:
             places = picked.order[part]
             row = picked.row[places]
             signs[places], level[places, 0] = parts["signs"][row], parts["level"][row]

@@ -136,18 +136,16 @@ class Flips:
 
 def _gather(picked: Picked) -> tuple[NDArray[np.uint8], Int64s]:
     """The gaps of the rows, in the order of their shards, and how many each has."""
-    row, starts, stops = picked.row[picked.order], np.empty(len(picked), np.int64), np.empty(len(picked), np.int64)
-    after = row + 1
-    for parts, part in picked.groups():
-        offsets = parts["offsets"]
-        starts[part], stops[part] = offsets[row[part]], offsets[after[part]]
-    sizes = stops - starts
+    bounds = picked.row[picked.order] + np.array([[0], [1]])
+    for parts, part in picked.groups:
+        bounds[:, part] = parts["offsets"][bounds[:, part]]
+    starts, sizes = bounds[0], bounds[1] - bounds[0]
     ends = np.concatenate([[0], np.cumsum(sizes)])
     index = np.repeat(starts - ends[:-1], sizes)
     index += np.arange(len(index))
     gaps = np.empty(len(index), np.uint8)
-    bounds = ends.tolist()
-    for parts, part in picked.groups():
-        span = slice(bounds[part.start], bounds[part.stop])
+    cuts = ends.tolist()
+    for parts, part in picked.groups:
+        span = slice(cuts[part.start], cuts[part.stop])
         parts["gaps"].take(index[span], out=gaps[span], mode="clip")
     return gaps, sizes

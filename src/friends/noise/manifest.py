@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,7 +76,7 @@ class Plan:
         """The positions in a shard."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.n))
 
-    @property
+    @cached_property
     def coder(self) -> Coder:
         """What reads and writes the noise."""
         return coder(self.coding, self.shape, grey_limit(self.settings.zeta), self.seed)

@@ -36,22 +36,20 @@ class Picked:
         shard: ``(b,)`` in which of them each row is.
         row: ``(b,)`` where it is in there.
 
-    ``order`` are the same rows again, as places in ``shard`` and ``row``, shard by shard.
+    ``order`` are the same rows again, as places in ``shard`` and ``row``, shard by shard; ``groups`` are the tensors of
+    every shard that is needed, and the part of ``order`` that its rows are.
     """
 
     def __init__(self, shards: Sequence[Coded], shard: Int64s, row: Int64s) -> None:
         self.shards, self.shard, self.row = shards, shard, row
         self.order = np.argsort(shard, kind="stable")
         shard_of = shard[self.order]
-        self._starts = [0, *((shard_of[1:] != shard_of[:-1]).nonzero()[0] + 1).tolist()] if len(shard) else []
+        starts = [0, *((shard_of[1:] != shard_of[:-1]).nonzero()[0] + 1).tolist()] if len(shard) else []
+        self.groups = [(shards[number].parts, slice(start, stop)) for number, (start, stop) in
+                       zip(shard_of[starts].tolist(), pairwise((*starts, len(shard))), strict=True)]  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.row)
-
-    def groups(self) -> Iterator[tuple[Parts, slice]]:
-        """The tensors of every shard that is needed, and the part of ``order`` that its rows are."""
-        for start, stop in pairwise((*self._starts, len(self))):
-            yield self.shards[int(self.shard[self.order[start]])].parts, slice(start, stop)
 
     def name(self, place: int) -> str:
         """What to call one of the rows in an error."""

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from friends.data.files import sha256_of
 from friends.data.images import LabeledImages
 from friends.noise.coding import Coding, decode
-from friends.noise.cost import Cost
 from friends.noise.friendly import RELEASED, FriendlySettings
 from friends.noise.grey import device_of, grey_limit, grey_noise, initial_noise
 from friends.noise.making import SAMPLE, make_shards
 from friends.noise.manifest import NAME, Manifest, Plan, fingerprint, keys_digest, shard_path
 from friends.noise.rows import Int64s, Key, MapDataset, Rows, contents, key_number, key_numbers, spread
 from friends.noise.shards import Shard, open_shard, refuse_damage
+from friends.noise.summary import summary
 from friends.types import Progress, silent
 
 __all__ = ["NoiseStore", "grey_noise", "initial_noise"]
@@ -46,8 +46,7 @@ class NoiseStore:
 
     def __init__(self, path: Path, manifest: Manifest, shards: list[Shard], identity: str) -> None:
         self.path = path
-        self._plan, self._records, self._shards = manifest.plan, manifest.shards, shards
-        self._identity = identity
+        self._manifest, self._plan, self._identity = manifest, manifest.plan, identity
         self._coded = [shard.coded for shard in shards]
         self._keys = np.concatenate([shard.keys for shard in shards])
         self._content = np.concatenate([shard.content for shard in shards])
@@ -322,53 +321,18 @@ class NoiseStore:
     @property
     def fingerprint(self) -> str:
         """sha256 of the fingerprints of all shards' images: which data set this noise belongs to."""
-        parts = "".join(str(record["images"]) for record in self._records if record)
+        parts = "".join(str(record["images"]) for record in self._manifest.shards if record)
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def info(self) -> dict[str, Any]:
         """What there is to say about the store, as JSON values; reads every shard once.
 
-        The bytes of an image are those of its noise; its key and the hash of its pixels are 16 more. ``kl`` is the mean
-        KL(f(x+e) || f(x)) of a sample of the rows, of the noise as it was optimised and as it is read back; see
+        The bytes of an image are those of its noise; its key and the hash of its pixels are 16 more. KL is the mean of
+        KL(f(x+e) || f(x)) over a sample of the rows, for the noise as it was optimised and as it is read back; see
         :class:`friends.noise.cost.Cost`.
         """
-        limit, total, bound = grey_limit(self.zeta), 0, 0
-        for _, noise in self._pieces():
-            size = noise.abs()  # -128 cannot occur: zeta is at most 127
-            total += int(size.sum(dtype=torch.int64))
-            bound += int((size == limit).sum())
-        values = self.n * int(np.prod(self.shape))
-        kept = sum(part.nbytes for coded in self._coded for part in coded.parts.values())
-        plan = self._plan.to_json()
-        return {
-            "path": str(self.path),
-            **{name: plan[name] for name in ("n", "shape", "proxy", "seed", "batch_size", "settings", "model")},
-            "zeta": f"{limit}/255",
-            "shards": self._plan.shards,
-            "bytes": sum(record["bytes"] for record in self._records if record),
-            "coding": self.coding,
-            "bytes_per_image": round(kept / self.n, 2),
-            "bytes_per_image_of_key_and_hash": 16,
-            "bits_per_value": round(8 * kept / values, 4),
-            "images": self.fingerprint,
-            "mean_abs": f"{total / values:.2f}/255",
-            "share_at_bound": round(bound / values, 4),
-            **self._cost(),
-        }
-
-    def _cost(self) -> dict[str, Any]:
-        """What the coding costs, if the store says: those of format 1 do not."""
-        costs = [Cost.from_json(record["cost"]) for record in self._records if record and "cost" in record]
-        if not costs:
-            return {}
-        cost = Cost.mean(costs)
-        return {
-            "rows_measured": cost.rows,
-            "kl_before_coding": round(cost.kl, 6),
-            "kl_after_coding": round(cost.kl_decoded, 6),
-            "mean_abs_before_coding": f"{cost.mean_abs:.2f}/255",
-            "mean_abs_after_coding": f"{cost.mean_abs_decoded:.2f}/255",
-        }
+        facts = summary(self._manifest, self._coded, (noise for _, noise in self._pieces()))
+        return {"path": str(self.path), "images": self.fingerprint, **facts}
 
 
 def _reopen(path: str, identity: str) -> NoiseStore:
