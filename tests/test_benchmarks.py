@@ -21,7 +21,8 @@ from friends.noise.friendly import RELEASED, friendly_noise
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
-RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+FILES = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+RECORDS = [file for file in FILES if file.name != "scaling.json"]
 
 
 class Clock:
@@ -294,7 +295,58 @@ def test_a_committed_record_is_whole_and_its_page_is_made_from_it(file: Path) ->
     from run import FORMAT, table
 
     record = json.loads(file.read_text(encoding="utf-8"))
-    if record["format"] == FORMAT:
-        assert table(record) == file.with_suffix(".md").read_text(encoding="utf-8")
-        assert record["commit"] and not record["quick"]
+    assert record["format"] == FORMAT and record["commit"] and not record["quick"]
+    assert table(record) == file.with_suffix(".md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_committed_record_names_no_path_of_a_machine(file: Path) -> None:
     assert not re.search(r'"/(home|root|tmp|work)/', file.read_text(encoding="utf-8"))
+
+
+def test_operations_are_counted_as_published_for_resnet50_and_resnet18() -> None:
+    import scaling
+
+    forward, both = scaling.flops(scaling.resnet50(), scaling.IMAGENET_SHAPE)
+    assert forward / 2e9 == pytest.approx(4.09, abs=0.005)  # multiplications with addition, He et al. round to 3.8-4.1
+    assert both == pytest.approx(2 * forward)
+    resnet18 = build("resnet18", shape=(3, 32, 32), classes=10, moments=((0.5,) * 3, (0.25,) * 3),
+                     generator=torch.Generator())  # fmt: skip
+    assert scaling.flops(resnet18, (3, 32, 32))[0] / 2e9 == pytest.approx(0.5554, abs=1e-4)
+
+
+def test_a_curve_varies_one_thing() -> None:
+    import scaling
+
+    points = scaling.jobs(scaling.CURVES["size"])
+    assert [point["size"] for point in points] == [16, 24, 32, 48, 64, 96]
+    assert {point["n"] for point in points} == {1000} and {point["steps"] for point in points} == {4}
+    assert scaling.jobs(scaling.CURVES["images"], shrink=50)[-1]["n"] == 1000
+
+
+def test_rolled_images_all_differ_and_are_the_same_when_read_again() -> None:
+    import scaling
+
+    images = scaling.Rolled(3 * scaling.POOL, 8)
+    seen = {images[index].tobytes() for index in range(len(images))}
+    assert len(seen) == len(images)
+    assert images[300].tobytes() == images[300].tobytes() and images[0].shape == (8, 8, 3)
+
+
+def test_a_point_of_a_curve_is_measured_in_its_own_process() -> None:
+    import scaling
+
+    point = scaling.apart(scaling.USUAL | {"kind": "noise", "n": 32, "size": 8, "steps": 1})
+    assert point["seconds"] > 0 and point["peak"] >= point["before"] > 1e8
+    assert point["bytes"] > 32 * 3 * 8 * 8 and point["n"] == 32
+    with pytest.raises(RuntimeError, match="size"):
+        scaling.apart(scaling.USUAL | {"kind": "noise", "n": 32, "size": 4})
+
+
+def test_committed_curves_say_that_the_memory_of_noise_does_not_grow_with_the_images() -> None:
+    file = ROOT / "benchmarks" / "results" / "scaling.json"
+    curve = json.loads(file.read_text(encoding="utf-8"))["curves"]["images"]
+    peaks = [point["peak"] for point in curve]
+    assert curve[-1]["n"] == 10 * curve[0]["n"]
+    assert max(peaks) < min(peaks) + 3 * 32 * 32 * curve[0]["n"] * 4  # one float32 copy of the smallest data set
+    assert file.with_suffix(".svg").is_file()

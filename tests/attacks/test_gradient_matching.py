@@ -25,6 +25,7 @@ from friends.data.augment import Augment
 from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal
 from friends.models import Classifier, build
+from friends.noise.lean import PROBE
 from friends.types import Streams
 from interrupting import Stop, stop_at
 
@@ -457,7 +458,7 @@ def test_the_cost_is_what_enters_the_surrogates(
     attack(digits[0], goal, surrogate=surrogate, streams=Streams(0))
     wanted = int((digits[0].y == 1).sum())
     cost = attack.cost(Sizes(train=400, wanted=wanted, source=400 - wanted, goal=1, poisons=12))
-    assert sum(entered) == cost.passes
+    assert 0 <= sum(entered) - cost.passes <= (3 * PROBE if attack.adapt else 0)  # which looks at the network
 
 
 def test_trainings_are_counted_whole_or_as_far_as_they_go() -> None:

@@ -22,6 +22,7 @@ from friends.data.images import LabeledImages
 from friends.data.poisoned import Goal, PoisonedDataset
 from friends.data.triggers import Patch, checkerboard
 from friends.models import Classifier, build
+from friends.noise.lean import PROBE
 from friends.types import Streams
 from interrupting import Stop, stop_at
 
@@ -411,7 +412,8 @@ def test_the_cost_is_what_enters_the_surrogates(adapt: Adaptive | None, small: D
     source, wanted = (int((train.y == c).sum()) for c in (0, 1))
     sizes = Sizes(train=len(train), wanted=wanted, source=source, goal=len(backdoor), poisons=12)
     cost = attack.cost(sizes)
-    assert sum(counts) == cost.passes
+    looked = 3 * PROBE if adapt and adapt.zeta else 0  # the images with which the network is looked at
+    assert 0 <= sum(counts) - cost.passes <= looked
     assert len(surrogate.asked) == cost.trainings
     chosen = replace(attack, selection="max-gradient").cost(sizes)
     assert chosen.gradient - cost.gradient == 2 * wanted  # both surrogates look at every candidate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,9 +22,11 @@ def disturbed(x: Tensor, friendly: Tensor | None, noise: Tensor) -> Tensor:
 
 
 def signs(shape: tuple[int, ...], mu: float, generator: torch.Generator) -> Tensor:
-    """Bernoulli noise: a coin for every value of every image."""
-    coins = torch.randint(2, shape, generator=generator, dtype=torch.int8)
-    return torch.tensor([mu if coin else -mu for coin in coins.flatten().tolist()], dtype=torch.float64).view(shape)
+    """Bernoulli noise: a coin for every value of every image; the coins are the bits of 64-bit numbers, lowest first."""
+    count = math.prod(shape)
+    words = torch.empty((count + 63) // 64, dtype=torch.int64).random_(-(2**63), None, generator=generator).tolist()
+    coins = [word >> bit & 1 for word in words for bit in range(64)][:count]
+    return torch.tensor([mu if coin else -mu for coin in coins], dtype=torch.float64).view(shape)
 
 
 def expected_score(

@@ -108,7 +108,10 @@ class Adaptive:
         return torch.cat(noises)
 
     def passes(self, poisons: int) -> tuple[int, int]:
-        """Images that enter the earlier run's model to make friendly noise: only looked at, and differentiated."""
+        """Images that enter the earlier run's model to make friendly noise: only looked at, and differentiated.
+
+        The handful with which that model is looked at beforehand (:mod:`friends.noise.lean`) is not counted.
+        """
         return (poisons, poisons * self.settings.steps) if self.zeta else (0, 0)
 
     def disturbed(

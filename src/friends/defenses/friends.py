@@ -167,7 +167,7 @@ class Friends(Defense):
         if self.mu == 0 and self.zeta == 0:
             return x
         kept = run.memory(self)
-        friendly = kept["friendly"][idx].to(x.dtype) / 255 if "friendly" in kept else None
+        friendly = kept["friendly"][idx] if "friendly" in kept else None
         generator = run.generator(self, "random", run.epoch, run.step)
         return add_noise(x, friendly, random=self.random, mu=self.mu, generator=generator)
 

@@ -6,11 +6,13 @@ Source: FRIENDS (Friendly Noise against Adversarial Noise, NeurIPS 2022), sectio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import cache
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8, Int64
 from torch import Tensor
 
 RandomNoise = Literal["bernoulli", "uniform", "gaussian"]
@@ -19,8 +21,25 @@ RandomNoise = Literal["bernoulli", "uniform", "gaussian"]
 
 def bernoulli(x: Float[Tensor, "b c h w"], mu: float, generator: torch.Generator) -> Float[Tensor, "b c h w"]:
     """Noise shaped like ``x``: -mu or +mu with equal probability, independently for every value. Rms is mu."""
-    bits = torch.randint(2, x.shape, generator=generator, device=x.device, dtype=torch.int8)
-    return (2 * bits - 1).to(x.dtype) * mu
+    return signs(x.shape, generator).to(x.dtype) * mu
+
+
+def signs(shape: tuple[int, ...], generator: torch.Generator) -> Int8[Tensor, "..."]:
+    """-1 or +1, each with probability 1/2, on the device of ``generator``: every bit that it makes is a sign.
+
+    One random number of 64 bits makes 64 of them, by way of a table of the eight signs in every byte.
+    """
+    count = math.prod(shape)
+    words = torch.empty(-(-count // 64), dtype=torch.int64, device=generator.device)
+    words.random_(-(2**63), None, generator=generator)
+    return _eight_signs(generator.device)[words.view(torch.uint8).int()].view(torch.int8)[:count].view(shape)
+
+
+@cache
+def _eight_signs(device: torch.device) -> Int64[Tensor, "256"]:
+    """For every byte its bits as eight bytes that are -1 or +1, held as one number so that they are moved at once."""
+    bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
+    return (2 * bits - 1).to(torch.int8).view(torch.int64).flatten().to(device)
 
 
 def uniform(x: Float[Tensor, "b c h w"], mu: float, generator: torch.Generator) -> Float[Tensor, "b c h w"]:
@@ -74,7 +93,7 @@ def check_strength(name: str, value: float) -> None:
 
 def add_noise(
     x: Float[Tensor, "b c h w"],
-    friendly: Float[Tensor, "b c h w"] | None,
+    friendly: Float[Tensor, "b c h w"] | Int8[Tensor, "b c h w"] | None,
     *,
     random: RandomNoise = "bernoulli",
     mu: float = 16 / 255,
@@ -88,7 +107,8 @@ def add_noise(
 
     Args:
         x: ``(b, c, h, w)`` float pixels in [0, 1].
-        friendly: the friendly noise of the same images, or None before there is any.
+        friendly: the friendly noise of the same images, in pixel units or, as int8, in grey levels; or None before
+            there is any.
         random: distribution of the random noise.
         mu: strength of the random noise in [0, 1] pixel units; at 0 nothing is drawn.
         generator: where the random noise is drawn from.
@@ -96,8 +116,13 @@ def add_noise(
     Returns:
         A new tensor, or ``x`` itself, bit for bit, when there is neither noise.
     """
+    own = None
     if friendly is not None:
-        x = (x + friendly.to(x.dtype)).clamp(0, 1)
-    if mu != 0:
-        x = x + random_noise(x, random, mu, generator)
-    return x
+        own = friendly.to(x.dtype, copy=True)
+        x = (own if friendly.is_floating_point() else own.div_(255)).add_(x).clamp_(0, 1)
+    if mu == 0:
+        return x
+    if random != "bernoulli":
+        return x + random_noise(x, random, mu, generator)
+    check_random(random, mu)
+    return torch.add(x, signs(x.shape, generator), alpha=mu, out=own)
