@@ -350,3 +350,66 @@ def test_committed_curves_say_that_the_memory_of_noise_does_not_grow_with_the_im
     assert curve[-1]["n"] == 10 * curve[0]["n"]
     assert max(peaks) < min(peaks) + 3 * 32 * 32 * curve[0]["n"] * 4  # one float32 copy of the smallest data set
     assert file.with_suffix(".svg").is_file()
+
+
+@pytest.fixture
+def small_digits(few_digits: LabeledImages) -> LabeledImages:
+    return few_digits.rows(torch.arange(128))
+
+
+def test_trainings_take_turns_epoch_by_epoch(monkeypatch: pytest.MonkeyPatch, small_digits: LabeledImages) -> None:
+    import defended_step
+
+    from friends.training.defense import Defense, Run
+
+    order: list[int] = []
+
+    class Noted(Defense):
+        def __init__(self, player: int) -> None:
+            self.player = player
+
+        def start_epoch(self, run: Run) -> None:
+            order.append(self.player)
+
+    monkeypatch.setitem(defended_step.NETWORKS, "tiny", 4)
+    seconds = defended_step.in_turns([[Noted(0)], [Noted(1)]], small_digits, "tiny", 3)
+    assert order == [0, 1, 0, 1, 0, 1]
+    assert [len(times) for times in seconds] == [3, 3] and min(map(min, seconds)) > 0
+
+
+def test_a_training_that_fails_is_told_and_the_other_does_not_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch, small_digits: LabeledImages
+) -> None:
+    import defended_step
+
+    from friends import Friends
+
+    monkeypatch.setitem(defended_step.NETWORKS, "tiny", 4)
+    with pytest.raises(ValueError, match="lower def_epoch"):
+        defended_step.in_turns([[], [Friends(def_epoch=5)]], small_digits, "tiny", 3)
+
+
+def test_the_input_pipeline_that_is_timed_makes_the_batches_of_a_training(
+    monkeypatch: pytest.MonkeyPatch, small_digits: LabeledImages
+) -> None:
+    import input_pipeline
+
+    from friends import Friends
+    from friends.training import Recipe, fit
+    from friends.types import Streams
+
+    data, seen, timed = small_digits, list[torch.Tensor](), list[torch.Tensor]()
+
+    def make(_: torch.Generator) -> nn.Module:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(data.x[0].numel(), 10))
+        model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+        return model
+
+    fitted = fit(data, make, recipe=Recipe(epochs=1, batch=input_pipeline.BATCH), streams=Streams(0),
+                 defenses=[Friends(def_epoch=0, held="random")])  # fmt: skip
+    batches = input_pipeline.Batches(data, fitted.memory[0]["friendly"])
+    batches.order = torch.randperm(len(data), generator=Streams(0)("order", 0))
+    contiguous = torch.Tensor.contiguous
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda x, **how: timed.append(x.clone()) or contiguous(x, **how))
+    batches(defended=True)
+    assert torch.equal(timed[0], seen[0])
