@@ -135,6 +135,14 @@ def table(run: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def targets(run: dict[str, Any]) -> str:
+    """The rows of a run that have a target, as one table, for the documentation."""
+    rows = [row for found in run["parts"].values() for row in found.get("rows", []) if row["target"]]
+    lines = ["| what | value | lowest–highest | target | |", "| --- | ---: | ---: | --- | --- |"]
+    lines += [f"| {row['name']} | {shown(row)} | {reach(row)} | {row['target']} | {verdict(row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
 def place(run: dict[str, Any], folder: Path) -> Path:
     """The file for a run: date, processor, and the first number that is free."""
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", run["processor"].lower())).strip("-")

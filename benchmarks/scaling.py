@@ -3,7 +3,8 @@
     python benchmarks/scaling.py [--quick]
 
 writes ``benchmarks/results/scaling.json`` and ``scaling.svg``. Every point is a process of its own, on one thread, with
-a network so small that what surrounds it shows. Peak memory is what the kernel says of the process (``VmHWM``);
+a network so small that what surrounds it shows. Peak memory is what the kernel says of the process (``VmHWM``), with
+the pages of files that it has read by mapping them, which the kernel takes back when others want them;
 ``ru_maxrss`` would start at what the parent had. Before the work, most of it is Python and torch.
 """
 
@@ -27,12 +28,14 @@ from typing import Any, get_args
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from friends import Friends
 from friends.bench.provenance import commit, device_name, versions
 from friends.data.images import LabeledImages
 from friends.models import build
+from friends.noise.dataset import NoisyDataset
 from friends.noise.friendly import RELEASED, friendly_noise
 from friends.noise.store import NoiseStore
 from friends.training.fit import fit
@@ -53,6 +56,7 @@ CURVES: dict[str, dict[str, Any]] = {
     "classes": {"kind": "noise", "n": 2_000, "classes": [2, 10, 100, 1_000]},
     "training, undefended": {"kind": "training", "n": [5_000, 10_000, 20_000, 50_000], "defended": False},
     "training, FRIENDS": {"kind": "training", "n": [5_000, 10_000, 20_000, 50_000], "defended": True},
+    "training from disk, FRIENDS": {"kind": "loader", "n": [5_000, 10_000, 20_000, 50_000]},
 }
 """What is varied, by the list in it, and what is kept."""
 
@@ -126,10 +130,24 @@ def train(job: dict[str, Any]) -> int:
     return x.numel()
 
 
+def train_from_disk(job: dict[str, Any]) -> int:
+    """One epoch of a plain loop over images that are not in memory, with noise from a store of one bit a value."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = Rolled(job["n"], job["size"])
+        model = cheap(job["size"], 10)
+        store = NoiseStore.generate(model, images, folder, settings=replace(RELEASED, steps=1), coding="bits")
+        optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)
+        for x in DataLoader(NoisyDataset(images, store), batch_size=128, shuffle=True):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), torch.zeros(len(x), dtype=torch.long)).backward()
+            optimizer.step()
+        return sum(file.stat().st_size for file in Path(folder).iterdir())
+
+
 def measured(job: dict[str, Any]) -> dict[str, Any]:
     """What one job costs this process; meant for a fresh one."""
     torch.set_num_threads(1)
-    work = {"noise": make_noise, "training": train}[job["kind"]]
+    work = {"noise": make_noise, "training": train, "loader": train_from_disk}[job["kind"]]
     work(job | {"n": 8})  # libraries are loaded by the first use
     before, clock = peak(), time.process_time()
     stored = work(job)
@@ -253,7 +271,8 @@ def draw(curves: dict[str, list[dict[str, Any]]], file: Path) -> None:
             axis.set_xscale("log")
     memory = axes.flat[4]
     for name, label in (("images", "noise, to disk"), ("training, undefended", "training, undefended"),
-                        ("training, FRIENDS", "training, FRIENDS")):  # fmt: skip
+                        ("training, FRIENDS", "training, FRIENDS"),
+                        ("training from disk, FRIENDS", "training from disk, FRIENDS")):  # fmt: skip
         points = curves[name]
         memory.plot([p["n"] for p in points], [(p["peak"] - p["before"]) / 2**20 for p in points], "o-", label=label)
     memory.set(xlabel="images of 3x32x32", ylabel="MiB over an idle process", ylim=(0, None))

@@ -133,7 +133,7 @@ def noise(
     zeta: Annotated[str, typer.Option(help="Bound of the noise, e.g. 16/255.")] = "16/255",
     mu: Annotated[str, typer.Option(help="Random noise while the proxy is trained.")] = "16/255",
     settings: Annotated[
-        str, typer.Option(help="released (the published code) or paper (the printed Eq. 3).")
+        str, typer.Option(help="released (the published code), paper (the printed Eq. 3) or fast (Eq. 3 in 4 passes).")
     ] = "released",
     method: Annotated[
         str | None,

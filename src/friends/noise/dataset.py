@@ -178,8 +178,7 @@ class DeviceNoise:
         if x.shape != (len(idx), *self._grey.shape[1:]):
             raise ValueError(f"images {tuple(x.shape)} at {len(idx)} positions do not fit noise of "
                              f"{tuple(self._grey.shape)}")  # fmt: skip
-        friendly = self._grey[idx].to(x.dtype) / 255
-        return add_noise(x, friendly, random=self.random, mu=self.mu, generator=generator)
+        return add_noise(x, self._grey[idx], random=self.random, mu=self.mu, generator=generator)
 
 
 def _levels(dataset: MapDataset) -> list[tuple[object, Int64s]]:
