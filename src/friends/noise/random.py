@@ -24,7 +24,7 @@ def bernoulli(x: Float[Tensor, "b c h w"], mu: float, generator: torch.Generator
     return signs(x.shape, generator).to(x.dtype) * mu
 
 
-def signs(shape: tuple[int, ...], generator: torch.Generator) -> Int8[Tensor, "..."]:
+def signs(shape: tuple[int, ...], generator: torch.Generator) -> Int8[Tensor, " *shape"]:
     """-1 or +1, each with probability 1/2, on the device of ``generator``: every bit that it makes is a sign.
 
     One random number of 64 bits makes 64 of them, by way of a table of the eight signs in every byte.
@@ -36,7 +36,7 @@ def signs(shape: tuple[int, ...], generator: torch.Generator) -> Int8[Tensor, ".
 
 
 @cache
-def _eight_signs(device: torch.device) -> Int64[Tensor, "256"]:
+def _eight_signs(device: torch.device) -> Int64[Tensor, " 256"]:
     """For every byte its bits as eight bytes that are -1 or +1, held as one number so that they are moved at once."""
     bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
     return (2 * bits - 1).to(torch.int8).view(torch.int64).flatten().to(device)

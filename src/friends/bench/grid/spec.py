@@ -26,6 +26,9 @@
     friends-b = { name = "friends", zeta = "16/255", mu = "16/255" }
     abl = { defenses = [{ name = "abl" }], recipe = { epochs = 85 }, only = { attack = ["sa"] } }
 
+    [compare]                                # a second table: pairs of rows, goal by goal
+    friends-b = ["abl"]
+
 The grid is the product of its axes, each point with every defense that is defined there, ``undefended`` and the
 control ``clean``, for every seed and every goal of the trial.
 """
@@ -59,6 +62,7 @@ SETTINGS = (
     "trial",
     "axes",
     "defenses",
+    "compare",
 )
 AIMS = {"target": "targeted attack", "backdoor": "backdoor"}
 UNDEFENDED_ROWS = (UNDEFENDED, CLEAN)
@@ -171,6 +175,7 @@ class Grid:
         control: whether the control is run.
         keep_models: whether the weights of victims are kept among the artifacts: figures need them.
         scaled_down: how it is smaller than the published setting.
+        compare: rows that are compared with others than ``undefended``, and with which.
     """
 
     name: str
@@ -184,6 +189,7 @@ class Grid:
     control: bool = True
     keep_models: bool = False
     scaled_down: str = ""
+    compare: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -199,6 +205,11 @@ class Grid:
                 if wrong or axis not in self.axes:
                     raise ValueError(f"row {row.name!r} is only for {axis} = {', '.join(some)}, which is no point of "
                                      f"the grid: its axes are {_axes_text(self.axes)}")  # fmt: skip
+        names = (*UNDEFENDED_ROWS, *(row.name for row in self.rows))
+        for name in itertools.chain(self.compare, *self.compare.values()):
+            if name not in names:
+                raise ValueError(f"grid {self.name!r} compares row {name!r}, which it does not have; it has "
+                                 f"{', '.join(names)}")  # fmt: skip
 
     def points(self) -> Iterator[tuple[dict[str, str], Table]]:
         """Every point of the product of the axes: its labels, and its trial without arms."""
@@ -308,9 +319,12 @@ class Grid:
             replace(row, only={axis: tuple(x for x in some if x in axes[axis]) for axis, some in row.only.items()})
             for row in rows
         )
+        there = (*UNDEFENDED_ROWS, *names)
+        pairs = {row: tuple(o for o in others if o in there) for row, others in self.compare.items() if row in there}
         return replace(
-            self, rows=kept, seeds=tuple(seeds) or self.seeds, axes=axes, trial=_only_rows(self.trial, names)
-        )
+            self, rows=kept, seeds=tuple(seeds) or self.seeds, axes=axes, trial=_only_rows(self.trial, names),
+            compare=pairs,
+        )  # fmt: skip
 
     def with_source(self, source: str, name: str | None = None) -> Grid:
         """The same grid on data from elsewhere: those called ``name``, or all of them."""
@@ -342,6 +356,7 @@ class Grid:
             "trial": self.trial,
             "axes": {axis: dict(points) for axis, points in self.axes.items()},
             "defenses": rows,
+            **({"compare": {row: list(others) for row, others in self.compare.items()}} if self.compare else {}),
         }
 
     def write(self, out: Path) -> None:
@@ -452,7 +467,14 @@ def parse_grid(table: Mapping[str, Any], name: str, *, preset: str = "", folder:
         control=bool(top.get("control", True)),
         keep_models=bool(top.get("keep_models", False)),
         scaled_down=str(top.get("scaled_down", "")),
+        compare={row: _names(others, row) for row, others in _table(top.get("compare", {}), "[compare]").items()},
     )
+
+
+def _names(value: object, row: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in cast("list[object]", value)):
+        raise ValueError(f"[compare] has a list of rows to compare {row!r} with, not {value!r}")
+    return tuple(cast("list[str]", value))
 
 
 def _seeds(value: object) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from friends.bench.grid.summary import Estimate, Summary
 from friends.bench.grid.table import Column, Entry, Table
 from friends.bench.grid.table_lines import Line, clean_last, data_of, line_of, planned_lines
 from friends.bench.grid.table_notes import notes_of
+from friends.bench.grid.table_pairs import pairs_table
 from friends.bench.record import CLEAN, UNDEFENDED
 from friends.data.files import write_text
 
@@ -31,7 +32,7 @@ _WIDE = 2
 
 
 def tables(grid: Grid | None, summaries: Sequence[Summary]) -> list[Table]:
-    """A table for every grid that the summaries are of; with ``grid``, for this one, complete.
+    """A table for every grid that the summaries are of; with ``grid``, for this one, complete, and one of its pairs.
 
     Args:
         grid: says which rows there should be, so that those without records are "not run" and those that are not
@@ -46,7 +47,8 @@ def tables(grid: Grid | None, summaries: Sequence[Summary]) -> list[Table]:
         if other:
             theirs, ours = f"{other[0].grid} {other[0].preset}".strip(), f"{grid.name} {grid.preset}".strip()
             raise ValueError(f"a row is of grid {theirs!r} (cell {other[0].records[0].cell}), not of {ours!r}")
-        return [_table(grid.name, grid.title or grid.name, planned_lines(grid, summaries))]
+        pairs = pairs_table(grid, summaries)
+        return [_table(grid.name, grid.title or grid.name, planned_lines(grid, summaries)), *([pairs] if pairs else [])]
     found: dict[str, list[Summary]] = {}
     for summary in summaries:
         some = found.setdefault(summary.grid, [summary])
