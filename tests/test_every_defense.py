@@ -83,6 +83,16 @@ def trained(data: LabeledImages, *defenses: Defense, **more: object) -> dict[str
     return {**fitted.model.state_dict(), "answers": fitted.predictor(data.pixels(slice(40, 140)))}
 
 
+KEPT: dict[tuple[str, ...], dict[str, torch.Tensor]] = {}
+
+
+def alone(data: LabeledImages, *names: str) -> dict[str, torch.Tensor]:
+    """What ``trained`` gives with the small defenses of these names, trained once for all tests."""
+    if names not in KEPT:
+        KEPT[names] = trained(data, *(SMALL[name] for name in names))
+    return KEPT[names]
+
+
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
@@ -94,14 +104,13 @@ def test_every_defense_is_here() -> None:
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_same_streams_same_bytes_and_it_does_something(few_digits: LabeledImages, name: str) -> None:
-    once = trained(few_digits, SMALL[name])
-    assert equal(once, trained(few_digits, SMALL[name]))
-    assert not equal(once, trained(few_digits))
+    assert equal(trained(few_digits, SMALL[name]), alone(few_digits, name))
+    assert not equal(alone(few_digits, name), alone(few_digits))
 
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_zero_strength_equals_no_defense(few_digits: LabeledImages, name: str) -> None:
-    assert equal(trained(few_digits, ZERO[name]), trained(few_digits))
+    assert equal(trained(few_digits, ZERO[name]), alone(few_digits))
 
 
 @pytest.mark.parametrize("name", DEFENSES)
@@ -136,8 +145,8 @@ def test_composes_with_friends_in_either_order(few_digits: LabeledImages, name: 
         assert int(fitted.memory[order.index(both)]["friendly"].abs().max()) > 0
         together = {**fitted.model.state_dict(), "answers": fitted.predictor(few_digits.pixels(slice(40, 140)))}
         assert all(bool(torch.isfinite(value).all()) for value in together.values())
-        assert not equal(together, trained(few_digits, both))
-        assert not equal(together, trained(few_digits, SMALL[name]))
+        assert not equal(together, alone(few_digits, "friends"))
+        assert not equal(together, alone(few_digits, name))
 
 
 @pytest.mark.parametrize("name", DEFENSES)
@@ -145,9 +154,8 @@ def test_composes_with_friends_in_either_order(few_digits: LabeledImages, name: 
 def test_resumes_to_the_same_result(few_digits: LabeledImages, name: str, at: int, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         trained(few_digits, SMALL[name], checkpoint=tmp_path, checkpoint_seconds=0, progress=stop_at(at))
-    assert equal(
-        trained(few_digits, SMALL[name], checkpoint=tmp_path, checkpoint_seconds=0), trained(few_digits, SMALL[name])
-    )
+    resumed = trained(few_digits, SMALL[name], checkpoint=tmp_path, checkpoint_seconds=0)
+    assert equal(resumed, alone(few_digits, name))
 
 
 @pytest.mark.parametrize("name", DEFENSES)

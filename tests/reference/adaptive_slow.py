@@ -22,7 +22,7 @@ def disturbed(x: Tensor, friendly: Tensor | None, noise: Tensor) -> Tensor:
 
 
 def signs(shape: tuple[int, ...], mu: float, generator: torch.Generator) -> Tensor:
-    """Bernoulli noise: a coin for every value of every image; the coins are the bits of 64-bit numbers, lowest first."""
+    """Bernoulli noise: a coin for every value of every image; the coins are bits of 64-bit numbers, lowest first."""
     count = math.prod(shape)
     words = torch.empty((count + 63) // 64, dtype=torch.int64).random_(-(2**63), None, generator=generator).tolist()
     coins = [word >> bit & 1 for word in words for bit in range(64)][:count]
