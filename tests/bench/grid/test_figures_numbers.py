@@ -187,6 +187,7 @@ def test_cost_is_the_median_time_and_protection_what_the_attack_missed() -> None
 def test_every_built_in_grid_has_a_figure(preset: str) -> None:
     expected = {f"figure{i}": [f"figure{i}"] for i in range(1, 6)} | {f"table{i}": ["cost"] for i in range(1, 8)}
     expected |= {name: [name] for name in ("success-over-budget", "success-over-xi", "trade-off")}
+    expected["friendliness"] = ["cost"]
     assert {name: figures_of(read_grid(name, preset)) for name in built_in(preset) if name in expected} == expected
 
 
