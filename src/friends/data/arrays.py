@@ -24,12 +24,16 @@ KEYS = {
 Arrays = Mapping[str, "np.ndarray[Any, np.dtype[Any]]"]
 
 
-def read(path: Path) -> tuple[LabeledImages, LabeledImages]:
+def read(path: Path, *, lone: bool = False) -> tuple[LabeledImages, LabeledImages]:
     """The training and test images of an ``.npz`` file.
 
     Its arrays are ``x_train, y_train, x_test, y_test`` (or ``train_images, train_labels, test_images,
     test_labels``): images ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)`` of uint8 or of floats in [0, 1];
     labels ``(n,)`` or ``(n, 1)``, whole numbers 0, 1, ... An array ``classes`` of strings may name them.
+
+    Args:
+        path: the file.
+        lone: without arrays for testing the test part has no image, instead of that being an error.
 
     Raises:
         ValueError: the file is torn, or an array is missing or not like that; the array and the row are named.
@@ -47,12 +51,12 @@ def read(path: Path) -> tuple[LabeledImages, LabeledImages]:
     except (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
     train_x, train_y = _split(path, arrays, "train")
-    test_x, test_y = _split(path, arrays, "test")
     classes = _classes(path, arrays, train_y)
-    return (
-        LabeledImages(train_x, _in_range(path, "train", train_y, len(classes)), classes, path.stem),
-        LabeledImages(test_x, _in_range(path, "test", test_y, len(classes)), classes, path.stem),
-    )
+    train = LabeledImages(train_x, _in_range(path, "train", train_y, len(classes)), classes, path.stem)
+    if lone and not any(key in arrays for pair in KEYS["test"] for key in pair):
+        return train, train.rows([])
+    test_x, test_y = _split(path, arrays, "test")
+    return train, LabeledImages(test_x, _in_range(path, "test", test_y, len(classes)), classes, path.stem)
 
 
 def _split(path: Path, arrays: Arrays, split: str) -> tuple[Tensor, Tensor]:

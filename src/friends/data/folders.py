@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +26,14 @@ def looks_like(root: Path) -> bool:
     return any(files for files in _by_class(root).values())
 
 
-def read(root: Path, *, size: int | None = None, progress: Progress = silent) -> tuple[LabeledImages, LabeledImages]:
+def read(
+    root: Path,
+    *,
+    size: int | None = None,
+    lone: bool = False,
+    skipped: list[str] | None = None,
+    progress: Progress = silent,
+) -> tuple[LabeledImages, LabeledImages]:
     """The training and test images of a folder; classes are its sub-folders in alphabetical order.
 
     With ``train/CLASS/...`` and ``test/CLASS/...`` (or ``val``) the split is as the folders say; Tiny-ImageNet's
@@ -36,25 +43,29 @@ def read(root: Path, *, size: int | None = None, progress: Progress = silent) ->
     Args:
         root: the folder. Hidden files and files that are no images by their suffix are passed over.
         size: height and width to bring all images to; None demands that they are equal already.
+        lone: without folders for testing all images are for training, and the test part has none.
+        skipped: takes up what is wrong with images that cannot be read, which are then left out.
 
     Raises:
         ValueError: a class has no image or is in only one split, there is no test split, an image is corrupt, or
             sizes differ and ``size`` is None; the class or file is named.
     """
     root = root.resolve()
-    train, test = _splits(root)
-    classes = tuple(train)
-    decoded = [
-        _decoded(root, files, classes, f"read {split}", size, progress)
-        for split, files in (("train", train), ("test", test))
-    ]
-    return decoded[0], decoded[1]
+    train, test = _splits(root, lone=lone)
+    first = decoded(train, tuple(train), root.name, "read train", size, skipped, progress)
+    if not test:
+        return first, first.rows([])
+    return first, decoded(test, tuple(train), root.name, "read test", size, skipped, progress)
 
 
-def _splits(root: Path) -> tuple[ByClass, ByClass]:
+def _splits(root: Path, *, lone: bool) -> tuple[ByClass, ByClass]:
     if not (root / "train").is_dir():
-        return _hashed(root, _by_class(root))
+        return _unsplit(root, lone=lone)
     folder = next((root / name for name in TEST_NAMES if (root / name).is_dir()), None)
+    if folder is None and lone:
+        train = _by_class(root / "train")
+        _check_classes(root / "train", train)
+        return train, {}
     if folder is None:
         raise ValueError(f"{root} has train/ but no test split: none of {', '.join(TEST_NAMES)} is there")
     train = _by_class(root / "train")
@@ -70,11 +81,13 @@ def _splits(root: Path) -> tuple[ByClass, ByClass]:
 
 def _by_class(root: Path) -> ByClass:
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return {folder.name: _images_below(folder) for folder in folders}
+    return {folder.name: images_below(folder) for folder in folders}
 
 
-def _images_below(folder: Path) -> list[Path]:
-    """Links to folders are not followed: they may lead in circles."""
+def images_below(folder: Path) -> list[Path]:
+    """Every image file in a folder, however deep, in alphabetical order.
+
+    Links to folders are not followed: they may lead in circles."""
     found = [
         Path(where) / name
         for where, _, names in os.walk(folder)
@@ -82,6 +95,14 @@ def _images_below(folder: Path) -> list[Path]:
         if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
     ]
     return sorted(found)
+
+
+def _unsplit(root: Path, *, lone: bool) -> tuple[ByClass, ByClass]:
+    by_class = _by_class(root)
+    if lone:
+        _check_classes(root, by_class)
+        return by_class, {}
+    return divided(root, by_class, lambda path: path.relative_to(root).as_posix())
 
 
 def _annotated(folder: Path) -> ByClass:
@@ -104,25 +125,45 @@ def _check_classes(folder: Path, by_class: ByClass, least: int = 1) -> None:
             raise ValueError(f"class {name!r} of {folder} has {wanted} (suffixes {', '.join(sorted(SUFFIXES))})")
 
 
-def _hashed(root: Path, by_class: ByClass) -> tuple[ByClass, ByClass]:
-    _check_classes(root, by_class, least=2)
+def divided(where: Path, by_class: ByClass, name: Callable[[Path], str]) -> tuple[ByClass, ByClass]:
+    """A fifth of each class for testing: the files whose names, wherever they lie, have the smallest hashes.
+
+    Raises:
+        ValueError: a class has fewer than two images.
+    """
+    _check_classes(where, by_class, least=2)
 
     def key(path: Path) -> bytes:
-        return hashlib.sha256(path.relative_to(root).as_posix().encode("utf-8", "surrogateescape")).digest()
+        return hashlib.sha256(name(path).encode("utf-8", "surrogateescape")).digest()
 
     train: ByClass = {}
     test: ByClass = {}
-    for name, files in by_class.items():
+    for label, files in by_class.items():
         chosen = set(sorted(files, key=key)[: max(1, round(TEST_SHARE * len(files)))])
-        test[name] = [file for file in files if file in chosen]
-        train[name] = [file for file in files if file not in chosen]
+        test[label] = [file for file in files if file in chosen]
+        train[label] = [file for file in files if file not in chosen]
     return train, test
 
 
-def _decoded(
-    root: Path, by_class: ByClass, classes: Sequence[str], what: str, size: int | None, progress: Progress
+def decoded(
+    by_class: ByClass,
+    classes: Sequence[str],
+    called: str,
+    what: str,
+    size: int | None,
+    skipped: list[str] | None,
+    progress: Progress,
 ) -> LabeledImages:
-    images = [Encoded(str(file), file) for name in classes for file in by_class[name]]
-    x = decode_all(images, len(images), size=size, progress=progress, what=what)
-    y = torch.tensor([label for label, name in enumerate(classes) for _ in by_class[name]])
-    return LabeledImages(x, y, tuple(classes), root.name)
+    """The images of all classes, those that cannot be read in ``skipped`` where that is a list.
+
+    Raises:
+        ValueError: as ``friends.data.decode.decode_all``.
+    """
+    files = [(label, file) for label, name in enumerate(classes) for file in by_class.get(name, [])]
+    broken = None if skipped is None else dict[int, str]()
+    images = [Encoded(str(file), file) for _, file in files]
+    x = decode_all(images, len(images), size=size, skipped=broken, progress=progress, what=what)
+    y = torch.tensor([label for place, (label, _) in enumerate(files) if not broken or place not in broken])
+    if skipped is not None:
+        skipped += (broken or {}).values()
+    return LabeledImages(x, y, tuple(classes), called)

@@ -38,7 +38,14 @@ def looks_like(root: Path) -> bool:
     return any(root.glob("*.parquet")) or any(root.glob("*/*.parquet"))
 
 
-def read(root: Path, *, size: int | None = None, progress: Progress = silent) -> tuple[LabeledImages, LabeledImages]:
+def read(
+    root: Path,
+    *,
+    size: int | None = None,
+    lone: bool = False,
+    skipped: list[str] | None = None,
+    progress: Progress = silent,
+) -> tuple[LabeledImages, LabeledImages]:
     """The training and test images of a folder with ``train*.parquet`` and ``test*.parquet`` (or ``val*.parquet``).
 
     The files lie in the folder, or in ``data`` or the only other sub-folder that has them. Each holds a column
@@ -48,6 +55,8 @@ def read(root: Path, *, size: int | None = None, progress: Progress = silent) ->
 
     Args:
         size: height and width to bring all images to; None demands that they are equal already.
+        lone: without a test split the test part has no image, instead of that being an error.
+        skipped: takes up what is wrong with images that cannot be read, which are then left out.
 
     Raises:
         ValueError: a split or column is missing, a file is torn, an image corrupt, a label out of range, or sizes
@@ -57,10 +66,12 @@ def read(root: Path, *, size: int | None = None, progress: Progress = silent) ->
     folder = _folder(root)
     train = [_part(path) for path in sorted(folder.glob("train*.parquet"))]
     test = next((found for name in TEST_NAMES if (found := sorted(folder.glob(f"{name}*.parquet")))), None)
-    if test is None:
+    if test is None and not lone:
         raise ValueError(f"{folder} has train*.parquet but no test split: neither test*.parquet nor val*.parquet")
-    first = _load(train, train[0].names, root.name, "read train", size, progress)
-    return first, _load([_part(path) for path in test], first.classes, root.name, "read test", size, progress)
+    first = _load(train, train[0].names, root.name, "read train", size, skipped, progress)
+    if test is None:
+        return first, first.rows([])
+    return first, _load([_part(path) for path in test], first.classes, root.name, "read test", size, skipped, progress)
 
 
 def _folder(root: Path) -> Path:
@@ -107,7 +118,13 @@ def _class_names(path: Path, schema: Any, label: str) -> tuple[str, ...] | None:
 
 
 def _load(
-    parts: list[Part], classes: tuple[str, ...] | None, name: str, what: str, size: int | None, progress: Progress
+    parts: list[Part],
+    classes: tuple[str, ...] | None,
+    name: str,
+    what: str,
+    size: int | None,
+    skipped: list[str] | None,
+    progress: Progress,
 ) -> LabeledImages:
     labels: list[int] = []
     rows = sum(part.rows for part in parts)
@@ -115,9 +132,13 @@ def _load(
         raise ValueError(f"{parts[0].path} and what belongs to it have no row")
     top = len(classes) if classes else rows  # without names there are at most as many classes as rows
     images = (image for part in parts for image in _stream(part, top, labels))
-    x = decode_all(images, rows, size=size, progress=progress, what=what)
+    broken = None if skipped is None else dict[int, str]()
+    x = decode_all(images, rows, size=size, skipped=broken, progress=progress, what=what)
     classes = classes or tuple(str(label) for label in range(max(labels) + 1))
-    return LabeledImages(x, torch.tensor(labels), classes, name)
+    if skipped is not None:
+        skipped += (broken or {}).values()
+    y = torch.tensor([label for row, label in enumerate(labels) if not broken or row not in broken])
+    return LabeledImages(x, y, classes, name)
 
 
 def _stream(part: Part, top: int, labels: list[int]) -> Iterator[Encoded]:

@@ -1,15 +1,16 @@
-"""Where training data come from: the embedded digits, CIFAR, folders of images or of parquet files, ``.npz`` files."""
+"""Where training data come from: the embedded digits, CIFAR, folders of images or of parquet files, npz, lists."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from friends.data import arrays, cifar, embedded, folders, parquet
+from friends.data import arrays, cifar, embedded, folders, listed, parquet
 from friends.data.decode import square_all
 from friends.data.download import fetch
 from friends.data.images import LabeledImages
@@ -18,7 +19,8 @@ from friends.types import Progress, Streams, silent
 NAMES = ("digits", "cifar10", "cifar100")
 UNDERSTOOD = (
     "digits; cifar10 or cifar100; a CIFAR archive or its unpacked folder; a folder with train*.parquet and "
-    "test*.parquet; a folder of images as CLASS/*.png, or train/CLASS/*.png and test/CLASS/*.png; an .npz file"
+    "test*.parquet; a folder of images as CLASS/*.png, or train/CLASS/*.png and test/CLASS/*.png; an .npz file; a "
+    ".csv or .tsv file with columns path and label"
 )
 CIFAR_HOME = "https://www.cs.toronto.edu/~kriz"
 
@@ -29,6 +31,8 @@ def load(
     size: int | None = None,
     download: bool = False,
     cache: Path | None = None,
+    lone: bool = False,
+    skipped: list[str] | None = None,
     progress: Progress = silent,
 ) -> tuple[LabeledImages, LabeledImages]:
     """The training and the test images of ``source``; both have the same classes and the same shape.
@@ -40,6 +44,10 @@ def load(
             and the centre kept. None takes images as they are, which must then have one size.
         download: whether "cifar10" and "cifar100" may be fetched where they are not on this machine.
         cache: where they are looked for, beside ``./data``, and downloaded to; :func:`default_cache` if None.
+        lone: whether data that come without a test part are taken whole, for training, with a test part of no image.
+            Else that is an error, or a fifth of a folder or list is for testing.
+        skipped: a list that takes up what is wrong with each image file that cannot be read; these are then left out.
+            None makes the first of them an error.
         progress: how far decoding or downloading is.
 
     Raises:
@@ -52,10 +60,10 @@ def load(
     """
     if size is not None and size < 1:
         raise ValueError(f"size is a number of pixels >= 1, not {size}")
-    train, test = _read(source, size, download, cache, progress)
+    train, test = _read(source, _Way(size, lone, skipped, progress), download, cache)
     if size is not None:
         train, test = _resized(train, size), _resized(test, size)
-    return _checked(train, test)
+    return matched(train, test)
 
 
 def select(
@@ -118,18 +126,26 @@ def download_cifar(
     return fetch(url, path, md5=md5 or form.md5, progress=progress, timeout=timeout)
 
 
-def _read(
-    source: str | Path, size: int | None, download: bool, cache: Path | None, progress: Progress
-) -> tuple[LabeledImages, LabeledImages]:
+@dataclass(frozen=True)
+class _Way:
+    """How data are read: the arguments of :func:`load` that their readers share."""
+
+    size: int | None
+    lone: bool
+    skipped: list[str] | None
+    progress: Progress
+
+
+def _read(source: str | Path, way: _Way, download: bool, cache: Path | None) -> tuple[LabeledImages, LabeledImages]:
     if source == "digits":
         return embedded.digits()
     if source in ("cifar10", "cifar100"):
-        return cifar.read(_find_cifar(str(source), download, cache or default_cache(), progress))
+        return cifar.read(_find_cifar(str(source), download, cache or default_cache(), way.progress))
     path = Path(source).expanduser()
     if path.is_dir():
-        return _read_folder(path, size, progress)
+        return _read_folder(path, way)
     if path.is_file():
-        return _read_file(path)
+        return _read_file(path, way)
     raise _unknown(source)
 
 
@@ -146,7 +162,7 @@ def _find_cifar(name: str, download: bool, cache: Path, progress: Progress) -> P
     )
 
 
-def _read_folder(path: Path, size: int | None, progress: Progress) -> tuple[LabeledImages, LabeledImages]:
+def _read_folder(path: Path, way: _Way) -> tuple[LabeledImages, LabeledImages]:
     names = {entry.name for entry in path.iterdir() if entry.is_file()}
     if any(names.issuperset(form.files) or path.name == form.folder for form in cifar.FORMS):
         return cifar.read(path)
@@ -156,16 +172,18 @@ def _read_folder(path: Path, size: int | None, progress: Progress) -> tuple[Labe
     if inside:
         return cifar.read(*inside.values())
     if parquet.looks_like(path):
-        return parquet.read(path, size=size, progress=progress)
+        return parquet.read(path, size=way.size, lone=way.lone, skipped=way.skipped, progress=way.progress)
     if folders.looks_like(path):
-        return folders.read(path, size=size, progress=progress)
+        return folders.read(path, size=way.size, lone=way.lone, skipped=way.skipped, progress=way.progress)
     raise ValueError(f"folder {path} holds no data in a form that is known; "
                      f"understood are: {UNDERSTOOD}")  # fmt: skip
 
 
-def _read_file(path: Path) -> tuple[LabeledImages, LabeledImages]:
+def _read_file(path: Path, way: _Way) -> tuple[LabeledImages, LabeledImages]:
     if path.suffix == ".npz":
-        return arrays.read(path)
+        return arrays.read(path, lone=way.lone)
+    if path.suffix.lower() in listed.DELIMITERS:
+        return listed.read(path, size=way.size, lone=way.lone, skipped=way.skipped, progress=way.progress)
     if path.name.endswith((".tar.gz", ".tgz", ".tar")):
         return cifar.read(path)
     if path.suffix == ".parquet":
@@ -187,13 +205,17 @@ def _resized(data: LabeledImages, size: int) -> LabeledImages:
     return LabeledImages(square_all(data.x, size), data.y, data.classes, data.name)
 
 
-def _checked(train: LabeledImages, test: LabeledImages) -> tuple[LabeledImages, LabeledImages]:
-    """Two splits that fit each other: where only one of them is grey, it becomes RGB."""
+def matched(train: LabeledImages, test: LabeledImages) -> tuple[LabeledImages, LabeledImages]:
+    """Two parts that fit each other: where only one of them is grey, it becomes RGB.
+
+    Raises:
+        ValueError: their images differ in shape, or a class has no training image.
+    """
     if {train.shape[0], test.shape[0]} == {1, 3}:
         train, test = _coloured(train), _coloured(test)
     if train.shape != test.shape:
         raise ValueError(f"training images are {train.shape}, test images {test.shape}: "
-                         f"pass size= if only height and width differ")  # fmt: skip
+                         f"pass size= (--size) if only height and width differ")  # fmt: skip
     count = torch.bincount(train.y, minlength=len(train.classes))
     if not bool(count.all()):
         empty = int((count == 0).nonzero()[0])
