@@ -4,8 +4,10 @@ In a PyTorch loop of your own::
 
     import friends
 
-    store = friends.NoiseStore.generate(proxy, dataset, "noise/")  # once, with any cheap model
-    train = friends.NoisyDataset(dataset, store, transform=augment)  # then train as usual
+    defense = friends.Friends(zeta=16 / 255, mu=16 / 255)
+    loader = defense.protect(loader)
+    for epoch in defense.epochs(model, 80):  # train as usual
+        ...
 
 Pixels are in [0, 1] everywhere; strengths are given as 16/255.
 """
@@ -16,6 +18,8 @@ from friends.data.images import LabeledImages as LabeledImages
 from friends.data.poisoned import Goal as Goal
 from friends.data.poisoned import PoisonedDataset as PoisonedDataset
 from friends.defenses.friends import Friends as Friends
+from friends.loaders import NoiseHere as NoiseHere
+from friends.loaders import check as check
 from friends.noise.dataset import DeviceNoise as DeviceNoise
 from friends.noise.dataset import NoisyDataset as NoisyDataset
 from friends.noise.friendly import PAPER as PAPER

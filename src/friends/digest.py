@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import cast
 
 _PACKAGE = Path(__file__).resolve().parent
-_TABLES = ("friends", "friends.attacks", "friends.defenses", "friends.bench.trial", "friends.data.artifacts")
-"""What names every method or setting, or only keeps results: which one is used is in the settings."""
+_TABLES = ("friends", "friends.attacks", "friends.defenses", "friends.bench.trial", "friends.data.artifacts",
+           "friends.loaders")  # fmt: skip
+"""What names every method or setting, only keeps results, or serves others' loops: which is used is in the settings."""
 
 
 def digest(*modules: str) -> str:

@@ -9,13 +9,18 @@ Data Poisoning Attacks*, NeurIPS 2022, arXiv 2208.10224. Algorithm 2, in our sym
 
 Departures: friendly noise is rounded to whole grey levels, which leaves its KL divergence unchanged and makes image
 plus noise a byte image. Like the released code, random noise is on from the first epoch and is not clamped.
+
+``fit`` calls the hooks. In a loop of one's own, :meth:`Friends.protect` and :meth:`Friends.epochs` do the same.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int8, Int64
@@ -28,8 +33,10 @@ from friends.noise.friendly import RELEASED, FriendlySettings
 from friends.noise.grey import grey_limit
 from friends.noise.philox import corners
 from friends.noise.random import RandomNoise, add_noise, check_random, check_strength
+from friends.noise.rows import Key
 from friends.noise.store import NoiseStore, grey_noise
 from friends.training.defense import About, Defense, Run
+from friends.types import Progress, silent
 
 Held = Literal["own", "shuffled", "random"]
 Kept = Literal["int8", "bits"]
@@ -170,6 +177,92 @@ class Friends(Defense):
         friendly = kept["friendly"][idx] if "friendly" in kept else None
         generator = run.generator(self, "random", run.epoch, run.step)
         return add_noise(x, friendly, random=self.random, mu=self.mu, generator=generator)
+
+    # a loop of one's own; what changes while it runs is in friends.loaders, found by this very object
+
+    def protect(
+        self,
+        loader: Any,
+        *,
+        normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+        canonical_size: int | None = None,
+        image: str | None = None,
+        folder: str | Path | None = None,
+        seed: int = 0,
+        keys: Sequence[Key] | Tensor | None = None,
+    ) -> Any:
+        """The same loader, with both noises on its images: same class, samplers, workers and kind of batches.
+
+        Noise is added where images still are those that are stored, before anything random, padding or normalisation;
+        the place is found by trying, and that nothing else changes is tried too. The transforms inside the data set
+        are opened there; whoever else reads the data set finds everything as it was. Call it last, when nothing about
+        the loader will change any more, and in distributed training in every rank.
+
+        Args:
+            loader: a ``DataLoader`` over any map-style data set, or timm's prefetcher around one.
+            normalize: mean and standard deviation of each channel, if what the loop hands to the model is normalised
+                in a way that the loader's transforms do not show.
+            canonical_size: bring images of any size to squares of this one, before everything else.
+            image: the field of items that holds the image, if it is called neither image nor img.
+            folder: where the friendly noise is made, a byte a value, empty or not there yet. By default a temporary
+                one; the noise is then a part of ``state_dict()``.
+            seed: of both noises.
+            keys: with ``store``, the key of each row of the data set in it.
+
+        Raises:
+            TypeError: there is no ``DataLoader``, or its data set has no rows.
+            ValueError: no place for the noise was found, each reason with its way out (see :func:`friends.check`);
+                the loader is protected already; the ``store`` is of other images.
+        """
+        from friends.loaders import Options, session_of
+
+        options = Options(normalize=normalize, canonical_size=canonical_size, image=image)
+        return session_of(self).protect(loader, options, folder=folder, seed=seed, keys=keys)
+
+    def epochs(self, model: nn.Module, n: int, *, progress: Progress = silent) -> Iterator[int]:
+        """The epochs 0 to n-1, or those that are left after ``load_state_dict``.
+
+        At ``def_epoch`` the friendly noise of all images is made with the model as it is then. Only in between may a
+        protected loader be iterated.
+
+        Args:
+            model: takes what the loader emits, and returns logits. Data parallelism is looked through.
+            n: how many epochs there are in all.
+            progress: told how far the friendly noise is.
+
+        Raises:
+            RuntimeError: no loader is protected.
+            ValueError: at once, if ``def_epoch`` is never reached, the model does not take the images, or the folder
+                is in use.
+        """
+        from friends.loaders import session_of
+
+        return session_of(self).epochs(model, n, progress)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Inside, the protected loader gives clean images. Begin and end it between passes over the loader."""
+        from friends.loaders import session_of
+
+        return session_of(self).paused()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state after the current epoch, for a checkpoint: plain values, and the noise unless a folder was given.
+
+        ``torch.load(..., weights_only=True)`` reads it.
+        """
+        from friends.loaders import session_of
+
+        return session_of(self).state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the epoch in which ``state_dict`` was called; ``protect`` comes first.
+
+        Raises:
+            ValueError: the state is of other settings, or of other images.
+        """
+        from friends.loaders import session_of
+
+        session_of(self).load_state_dict(state)
 
 
 def one_bit(noise: Int8[Tensor, "n c h w"]) -> Int8[Tensor, "n c h w"]:
