@@ -21,7 +21,7 @@ sys.path.append(str(HERE / "reference"))  # the slow truths
 
 # The shapes and types in our signatures are executed: in tests only, since it costs time. Not those of the command
 # line, which typer reads by itself.
-PARTS = ("types", "data", "models", "noise", "training", "attacks", "defenses", "bench")
+PARTS = ("types", "data", "models", "noise", "loaders", "training", "attacks", "defenses", "bench")
 with install_import_hook([f"friends.{part}" for part in PARTS], "typecheck.tower"):
     for part in PARTS:
         importlib.import_module(f"friends.{part}")
@@ -39,6 +39,27 @@ with install_import_hook([f"friends.{part}" for part in PARTS], "typecheck.tower
 from friends.data.images import LabeledImages  # noqa: E402
 
 torch.set_num_threads(1)
+
+SLOW = (
+    "effects", "test_smoke_grids.py", "test_ray_engine.py", "test_every_defense.py", "test_killed_grid.py",
+    "test_engines.py", "test_store_kills.py", "test_store.py", "test_every_attack.py", "test_metapoison.py",
+    "test_benchmarks.py", "test_cli.py", "test_sources.py",
+)  # fmt: skip
+"""Folders and files that take long, the longest first."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Hand files to the workers whole, so that a fixture is made in one of them, and those that take long first.
+
+    A file that takes long would otherwise keep one worker busy at the end, while the others have nothing left to do.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(HERE).as_posix()))
+    items.sort(key=lambda item: next((i for i, name in enumerate(SLOW) if name in item.path.parts), len(SLOW)))
 
 
 @pytest.fixture

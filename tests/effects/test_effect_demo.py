@@ -34,7 +34,7 @@ def test_the_demo_shows_an_attack_that_works_and_a_defense_that_stops_it(tmp_pat
 @pytest.mark.effect
 def test_gradient_matching_from_scratch_moves_its_targets_on_photographs(cifar10: Path, tmp_path: Path) -> None:
     """Two targets of the scaled-down trial: the victim, trained from new weights, takes them for the wanted class."""
-    trial = read_trial(Path(__file__).resolve().parents[1] / "examples" / "cifar10-scratch-small.toml")
+    trial = read_trial(Path(__file__).resolve().parents[2] / "examples" / "cifar10-scratch-small.toml")
     source = replace(trial.data, source=str(cifar10))
     trial = replace(trial, seed=100, data=source, goals=replace(trial.goals, count=2), controls=1, arms=())
     arms = {arm.name: arm for arm in run_trial(trial, tmp_path / "run").arms}
