@@ -75,7 +75,7 @@ def small(digits: Digits) -> Digits:
     return digits[0].rows(torch.arange(120)), digits[1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def backdoor(small: Digits) -> Goal:
     """Twenty test images of a 3 with a patch somewhere, to be taken for a 5."""
     test, trigger = small[1], Patch(checkerboard(6, 1))
@@ -87,6 +87,12 @@ def backdoor(small: Digits) -> Goal:
 def made(train: LabeledImages, goal: Goal, attack: SleeperAgent = QUICK, **changes: Any) -> PoisonedDataset:
     given = {"surrogate": Trained(), "streams": Streams(5), **changes}
     return attack(train, goal, **given)
+
+
+@pytest.fixture(scope="module")
+def whole(small: Digits, backdoor: Goal) -> PoisonedDataset:
+    """What the quick attack makes undisturbed; nobody may change it."""
+    return made(small[0], backdoor)
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[nn.Module, Tensor, Tensor]]:
@@ -201,9 +207,10 @@ def test_every_source_image_has_the_trigger_at_a_place_of_its_own_drawn_once(
     assert torch.equal(triggered_sources(train, backdoor, Streams(5)("sources")), seen[0][1])
 
 
-def test_gradients_that_a_model_has_do_not_matter_and_stay(small: Digits, backdoor: Goal) -> None:
+def test_gradients_that_a_model_has_do_not_matter_and_stay(
+    small: Digits, backdoor: Goal, whole: PoisonedDataset
+) -> None:
     """A loop that reads and clears ``.grad`` fails where clearing leaves None, and else leaves it changed."""
-    plain = made(small[0], backdoor)
 
     class Dirty(Trained):
         def __call__(self, data: LabeledImages, **settings: Any) -> nn.Module:
@@ -214,30 +221,32 @@ def test_gradients_that_a_model_has_do_not_matter_and_stay(small: Digits, backdo
 
     surrogate = Dirty()
     again = made(small[0], backdoor, surrogate=surrogate)
-    assert torch.equal(again.train.x, plain.train.x)
+    assert torch.equal(again.train.x, whole.train.x)
     assert all(bool((p.grad == 3).all()) for model in surrogate.given for p in model.parameters() if p.grad is not None)
     assert all(p.grad is not None for model in surrogate.given for p in model.parameters())
 
 
-def test_poisons_and_trigger_survive_a_file(small: Digits, backdoor: Goal, tmp_path: Path) -> None:
-    ours = made(small[0], backdoor)
-    ours.save(tmp_path / "poisons.safetensors")
+def test_poisons_and_trigger_survive_a_file(
+    small: Digits, backdoor: Goal, whole: PoisonedDataset, tmp_path: Path
+) -> None:
+    whole.save(tmp_path / "poisons.safetensors")
     back = PoisonedDataset.load(tmp_path / "poisons.safetensors", small[0])
-    assert torch.equal(back.train.x, ours.train.x)
+    assert torch.equal(back.train.x, whole.train.x)
     assert torch.equal(back.goal.x, backdoor.x)
     assert isinstance(back.goal.trigger, Patch)
     assert back.goal.trigger.corner is None
     assert torch.equal(back.goal.trigger.pixels, checkerboard(6, 1))
-    model = Trained()(ours.train)
+    model = Trained()(whole.train)
     assert torch.equal(model(back.goal.x.double()), model(backdoor.x.double()))
 
 
-def test_a_backdoor_can_be_told_from_images_that_are_misclassified_anyway(small: Digits, backdoor: Goal) -> None:
+def test_a_backdoor_can_be_told_from_images_that_are_misclassified_anyway(
+    small: Digits, backdoor: Goal, whole: PoisonedDataset
+) -> None:
     """The goal of the result asks a model that saw no poison the same question: that is its control."""
-    ours = made(small[0], backdoor)
-    assert ours.goal is backdoor
+    assert whole.goal is backdoor
     clean = Trained(steps=60)(small[0])
-    assert float((clean(ours.goal.x.double()).argmax(1) == ours.goal.y_wanted).float().mean()) < 0.5
+    assert float((clean(whole.goal.x.double()).argmax(1) == whole.goal.y_wanted).float().mean()) < 0.5
 
 
 # --- the rest of the loop ---
@@ -305,13 +314,13 @@ def test_it_makes_the_poisons_gradient_that_of_triggered_images(
 
 
 def test_surrogates_of_an_adaptive_attacker_are_trained_with_the_noise_retrained_ones_too(
-    small: Digits, backdoor: Goal
+    small: Digits, backdoor: Goal, whole: PoisonedDataset
 ) -> None:
     surrogate = Trained()
     attack = replace(QUICK, adapt=Adaptive(mu=8 / 255))
     noisy = made(small[0], backdoor, attack, surrogate=surrogate)
     assert [noise for _, _, noise in surrogate.asked] == [("bernoulli", 8 / 255)] * 3
-    assert not torch.equal(noisy.train.x, made(small[0], backdoor).train.x)
+    assert not torch.equal(noisy.train.x, whole.train.x)
     alone = Trained()
     made(small[0], backdoor, replace(QUICK, adapt=Adaptive(mu=8 / 255, surrogates=False)), surrogate=alone)
     assert [noise for _, _, noise in alone.asked] == [None] * 3
@@ -331,10 +340,10 @@ def test_friendly_noise_of_an_earlier_run_and_several_draws_change_the_poisons(s
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5, 6])
 def test_a_kill_anywhere_ends_with_the_same_poisons(
-    at: int, small: Digits, backdoor: Goal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int, small: Digits, backdoor: Goal, whole: PoisonedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(halfway, "SECONDS", 0.0)
-    whole, surrogate = made(small[0], backdoor), Trained()
+    surrogate = Trained()
     with pytest.raises(Stop):
         made(small[0], backdoor, checkpoint=tmp_path, progress=stop_at(at, "sleeper agent"))
     again = made(small[0], backdoor, checkpoint=tmp_path, surrogate=surrogate)
@@ -345,10 +354,9 @@ def test_a_kill_anywhere_ends_with_the_same_poisons(
 
 
 def test_a_kill_while_a_surrogate_is_trained_ends_with_the_same_poisons(
-    small: Digits, backdoor: Goal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Digits, backdoor: Goal, whole: PoisonedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(halfway, "SECONDS", 0.0)
-    whole = made(small[0], backdoor)
     for index in (1, 2):
         with pytest.raises(Stop):
             made(small[0], backdoor, checkpoint=tmp_path, surrogate=Trained(stop_at_index=index))
@@ -356,10 +364,9 @@ def test_a_kill_while_a_surrogate_is_trained_ends_with_the_same_poisons(
 
 
 def test_state_that_is_written_seldom_goes_back_before_a_retraining(
-    small: Digits, backdoor: Goal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Digits, backdoor: Goal, whole: PoisonedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(halfway, "SECONDS", 1e9)
-    whole = made(small[0], backdoor)
     with pytest.raises(Stop):
         made(small[0], backdoor, checkpoint=tmp_path, progress=stop_at(5, "sleeper agent"))
     assert {file.name for file in tmp_path.iterdir()} == {
@@ -368,10 +375,9 @@ def test_state_that_is_written_seldom_goes_back_before_a_retraining(
 
 
 def test_bases_stay_chosen_and_missing_or_foreign_state_is_refused(
-    small: Digits, backdoor: Goal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Digits, backdoor: Goal, whole: PoisonedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(halfway, "SECONDS", 0.0)
-    whole = made(small[0], backdoor)
     with pytest.raises(Stop):
         made(small[0], backdoor, checkpoint=tmp_path, progress=stop_at(4, "sleeper agent"))
     other = Trained(steps=0)  # which would choose other bases
@@ -441,9 +447,9 @@ def test_one_poison_of_odd_images_and_a_batch_of_one(shape: tuple[int, int, int]
     made(data, goal, replace(QUICK, budget=0.1, batch=1, source_batch=3)).check(data, xi=XI, budget=4)
 
 
-def test_how_sources_are_batched_changes_nothing(small: Digits, backdoor: Goal) -> None:
+def test_how_sources_are_batched_changes_nothing(small: Digits, backdoor: Goal, whole: PoisonedDataset) -> None:
     parts = made(small[0], backdoor, replace(QUICK, source_batch=7))
-    assert torch.equal(parts.train.x, made(small[0], backdoor).train.x)
+    assert torch.equal(parts.train.x, whole.train.x)
 
 
 def test_what_cannot_work_is_refused_before_any_training(small: Digits, backdoor: Goal) -> None:
