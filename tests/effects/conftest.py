@@ -1,16 +1,31 @@
-"""Photographs are decoded once for all trials of a process: 60,000 of them take longer than many a trial."""
+"""What the trials of effects have in common is made once: photographs are decoded, and networks trained on clean data.
+
+Sixty thousand photographs take longer to decode than many a trial, and half of the trials of transfer learning is the
+network that all of them start from.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 
 import pytest
 
+from friends.bench import run
 from friends.data import sources
+from friends.data.artifacts import Artifacts
 
 decoded = functools.cache(sources.load)
 
 
+@pytest.fixture(scope="session")
+def clean_networks(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    """One folder for all processes that test."""
+    folder = tmp_path_factory.getbasetemp()
+    return Artifacts((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "clean networks")
+
+
 @pytest.fixture(autouse=True)
-def _decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def _made_once(monkeypatch: pytest.MonkeyPatch, clean_networks: Artifacts) -> None:
     monkeypatch.setattr(sources, "load", decoded)
+    monkeypatch.setattr(run, "Lab", functools.partial(run.Lab, artifacts=clean_networks))

@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "attacks"
 def undefended_and_control(
     name: str, cifar10: Path, out: Path, *, recipe: dict[str, Any] | None = None, data: dict[str, Any] | None = None
 ) -> tuple[Arm, Arm]:
-    """Eight targets of the trial ``name``, each with poisons and a victim of its own, and two models of clean data.
+    """Four targets of the trial ``name``, each with poisons and a victim of its own, and two models of clean data.
 
     Args:
         recipe: settings of the recipe to change; ``data`` likewise.
@@ -26,7 +26,7 @@ def undefended_and_control(
         trial,
         seed=101,
         data=replace(trial.data, source=str(cifar10), **(data or {})),
-        goals=replace(trial.goals, count=8),
+        goals=replace(trial.goals, count=4),
         recipe=replace(trial.recipe, **(recipe or {})),
         arms=(),
         controls=2,

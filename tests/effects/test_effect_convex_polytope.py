@@ -10,9 +10,9 @@ from scaled_down import undefended_and_control
 
 @pytest.mark.effect
 def test_convex_polytope_moves_most_of_its_targets(cifar10: Path, tmp_path: Path) -> None:
-    """Eight targets of the scaled-down trial, each with poisons and a victim of its own."""
+    """Four targets of the scaled-down trial, each with poisons and a victim of its own."""
     undefended, control = undefended_and_control("convex-polytope", cifar10, tmp_path / "run")
-    assert undefended.successes >= 6
-    assert control.successes <= 2
-    assert sum(undefended.confidence) > 2 + sum(control.confidence)
+    assert undefended.successes >= 3
+    assert control.successes <= 1
+    assert sum(undefended.confidence) > 1 + sum(control.confidence)
     assert abs(undefended.accuracy - control.accuracy) < 0.04  # nobody notices

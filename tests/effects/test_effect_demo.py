@@ -17,29 +17,15 @@ from friends.bench.trial import read_trial
 
 @pytest.mark.effect
 def test_the_demo_shows_an_attack_that_works_and_a_defense_that_stops_it(tmp_path: Path) -> None:
-    """Six of the demo's kind of targets, on another seed than the demo's."""
+    """Four of the demo's kind of targets, on another seed than the demo's."""
     with as_file(files("friends.bench") / "demo.toml") as file:
         trial = read_trial(Path(file))
-    trial = replace(trial, seed=2, goals=replace(trial.goals, count=6), controls=3, arms=trial.arms[:1])
+    trial = replace(trial, seed=2, goals=replace(trial.goals, count=4), controls=2, arms=trial.arms[:1])
     arms = {arm.name: arm for arm in run_trial(trial, tmp_path / "run").arms}
     undefended, friends, clean = (arms[name] for name in ("undefended", "friends-b", "clean"))
-    assert undefended.successes >= 4
+    assert undefended.successes >= 3
     assert clean.successes <= 1
     assert 2 * friends.successes <= undefended.successes
     assert sum(friends.confidence) < 0.6 * sum(undefended.confidence)
     assert undefended.accuracy > 0.94
     assert undefended.accuracy - friends.accuracy <= 0.05
-
-
-@pytest.mark.effect
-def test_gradient_matching_from_scratch_moves_its_targets_on_photographs(cifar10: Path, tmp_path: Path) -> None:
-    """Two targets of the scaled-down trial: the victim, trained from new weights, takes them for the wanted class."""
-    trial = read_trial(Path(__file__).resolve().parents[2] / "examples" / "cifar10-scratch-small.toml")
-    source = replace(trial.data, source=str(cifar10))
-    trial = replace(trial, seed=100, data=source, goals=replace(trial.goals, count=2), controls=1, arms=())
-    arms = {arm.name: arm for arm in run_trial(trial, tmp_path / "run").arms}
-    undefended, clean = arms["undefended"], arms["clean"]
-    assert undefended.successes >= 1
-    assert clean.successes == 0
-    assert sum(undefended.confidence) > 0.8 + sum(clean.confidence)
-    assert abs(undefended.accuracy - clean.accuracy) < 0.05  # nobody notices

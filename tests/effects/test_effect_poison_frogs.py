@@ -10,19 +10,19 @@ from scaled_down import undefended_and_control
 
 @pytest.mark.effect
 def test_poison_frogs_within_a_bound_moves_most_of_its_targets(cifar10: Path, tmp_path: Path) -> None:
-    """Eight targets of the scaled-down trial, each with poisons and a victim of its own."""
+    """Four targets of the scaled-down trial, each with poisons and a victim of its own."""
     undefended, control = undefended_and_control("poison-frogs", cifar10, tmp_path / "run")
-    assert undefended.successes >= 6
-    assert control.successes <= 2
-    assert sum(undefended.confidence) > 2 + sum(control.confidence)
+    assert undefended.successes >= 3
+    assert control.successes <= 1
+    assert sum(undefended.confidence) > 1 + sum(control.confidence)
     assert abs(undefended.accuracy - control.accuracy) < 0.04  # nobody notices
 
 
 @pytest.mark.effect
 def test_poison_frogs_as_published_moves_most_of_its_targets(cifar10: Path, tmp_path: Path) -> None:
-    """Eight targets of the scaled-down trial, each with poisons and a victim of its own."""
+    """Four targets of the scaled-down trial, each with poisons and a victim of its own."""
     undefended, control = undefended_and_control("poison-frogs-original", cifar10, tmp_path / "run")
-    assert undefended.successes >= 5
-    assert control.successes <= 2
-    assert sum(undefended.confidence) > 2 + sum(control.confidence)
+    assert undefended.successes >= 3
+    assert control.successes <= 1
+    assert sum(undefended.confidence) > 1 + sum(control.confidence)
     assert abs(undefended.accuracy - control.accuracy) < 0.04  # nobody notices
