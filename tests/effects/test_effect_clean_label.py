@@ -19,7 +19,7 @@ def test_the_clean_label_backdoor_takes_most_stamped_images(cifar10: Path, tmp_p
     trial = read_trial(EXAMPLE)
     goals = replace(trial.goals, count=4)
     data = replace(trial.data, source=str(cifar10))
-    trial = replace(trial, seed=100, data=data, goals=goals, arms=(), controls=1)
+    trial = replace(trial, seed=100, data=data, goals=goals, arms=())
     arms = {arm.name: arm for arm in run_trial(trial, tmp_path / "run").arms}
     undefended, clean = arms["undefended"], arms["clean"]
     assert undefended.n == clean.n == 2000
