@@ -258,8 +258,11 @@ def test_two_defenses_of_one_data_set_do_not_meet():
 def test_protecting_twice_is_refused():
     defense = defended()
     protected = defense.protect(DataLoader(Handmade()))
-    with pytest.raises(ValueError, match="noise would be added twice"):
-        friends.Friends().protect(protected)
+    again = DataLoader(Subset(protected.dataset, range(4)))
+    by_hand = DataLoader(friends.NoisyDataset(TensorDataset(DATA.x, DATA.y), None))
+    for loader in (protected, again, by_hand):
+        with pytest.raises(ValueError, match="noise would be added twice"):
+            friends.Friends().protect(loader)
     with pytest.raises(ValueError, match="protects a loader already"):
         defense.protect(DataLoader(Handmade()))
 

@@ -18,6 +18,8 @@ from torch.utils.data import (
 
 from friends.loaders.images import Moments
 from friends.loaders.protected import Protected
+from friends.loaders.structure import data_sets
+from friends.noise.dataset import NoisyDataset
 
 Loader = Any
 """A ``DataLoader`` of any subclass, or what wraps one: timm's prefetcher, a loader that Accelerate prepared."""
@@ -41,8 +43,8 @@ def inner_loader(loader: Loader) -> DataLoader[Any]:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(f"{type(dataset).__name__} has no rows that noise could be made for once: it must have "
                         "len(dataset) and dataset[i]")  # fmt: skip
-    if isinstance(dataset, Protected):
-        raise ValueError("the loader is protected already: noise would be added twice")
+    if any(isinstance(inside, Protected | NoisyDataset) for inside in data_sets(dataset)):
+        raise ValueError("the data set is protected already: noise would be added twice")
     if not len(cast(Sized, dataset)):
         raise ValueError("there is no image in the data set")
     return cast("DataLoader[Any]", loader)

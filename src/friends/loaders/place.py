@@ -209,6 +209,7 @@ def _place(dataset: Any, routes: Mapping[tuple[str, ...], list[int]], opened: Op
 def _place_on(dataset: Any, route: tuple[str, ...], rows: list[int], opened: Opened, options: Options) -> Place:
     blank = Place(cuts={}, on_items=not route, moments=None if route else options.normalize, options=options,
                   bytes_because="")  # fmt: skip
+    _refuse_no_image(dataset, rows[0], route, options)
     if not route or HERE in route:
         if route.count(HERE) > 1:
             raise RefusedError(_uses(rows[0], route.count(HERE)), "Leave one friends.NoiseHere()")
@@ -228,6 +229,16 @@ def _place_on(dataset: Any, route: tuple[str, ...], rows: list[int], opened: Ope
             return _with(place, place.cuts, "" if floats else _bytes_at(dataset, rows[0], place, reason) or "")
         reason = reason or problem
     raise RefusedError(f"no place for the noise was found: {reason}", _MARK)
+
+
+def _refuse_no_image(dataset: Any, row: int, route: tuple[str, ...], options: Options) -> None:
+    """Raise if finished items are what noise is added to, and there is no telling where in them the image is."""
+    try:
+        raw = None if route else raw_image(dataset[row], options.image)
+    except TypeError as error:
+        raise RefusedError(str(error), "Name the field that holds the image with image=") from error
+    if raw is not None and not is_image(raw):
+        raise RefusedError(f"the first thing in row {row} is {type(raw).__name__}, not an image", _MARK)
 
 
 def _with(place: Place, cuts: Mapping[str, Cut], because: str = "") -> Place:

@@ -113,7 +113,7 @@ def refusal(model: nn.Module, pixels: list[Tensor], moments: Moments) -> Blocker
                        "as store=")  # fmt: skip
     if len(moments[0]) not in (1, x.shape[1]):
         return Blocker(
-            f"normalize has {len(moments[0])} channels, the images have {x.shape[1]}", "Pass one number each"
+            f"normalize has {len(moments[0])} channels, the images have {x.shape[1]}", "Pass one number for each"
         )
     try:
         device = device_of(inner, torch.device("cpu"))
