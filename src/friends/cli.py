@@ -12,6 +12,7 @@ import typer
 
 from friends._version import __version__
 from friends.cli_bench import bench
+from friends.cli_train import predict, train
 from friends.cli_tune import tune
 from friends.terminal import Bars, Device, Download, Threads, console, escape, guarded, pick_device
 
@@ -32,7 +33,8 @@ app = typer.Typer(
         "Train image classifiers on data you cannot trust.\n\n"
         "A poisoning attack hides small perturbations in a few training images, so that the trained model fails on "
         "inputs of the attacker's choice. FRIENDS breaks such attacks with two noises added to the training images.\n\n"
-        "Start with `friends demo`. Then `friends noise --help`, to protect a training of your own; "
+        "Start with `friends demo`. Then `friends train --help`, to train on images of your own, protected; "
+        "`friends noise --help`, to protect a training loop of your own; "
         "`friends attack`, to see the attacks and craft poisons; `friends run --help`, to measure an attack and a "
         "defense on data of your choice; or `friends bench --help`, to remake the tables of the paper."
     ),
@@ -41,6 +43,8 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run
 
 app.add_typer(bench)
 app.command()(tune)
+app.command()(train)
+app.command()(predict)
 
 
 def _version(wanted: bool) -> None:

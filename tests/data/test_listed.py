@@ -92,7 +92,7 @@ def test_what_is_wrong_with_a_list_is_named(folder: Path, lines: list[str], mess
 
 def test_a_listed_file_that_is_missing_is_an_error_or_left_out(folder: Path) -> None:
     file = table(folder, "path,label", *all_of(folder), "images/cat9.png,cat")
-    with pytest.raises(FileNotFoundError, match=r"cat9\.png"):
+    with pytest.raises(BrokenImageError, match=r"line 12: there is no file images.cat9\.png"):
         load(file, lone=True)
     skipped: list[str] = []
     assert len(load(file, lone=True, skipped=skipped)[0]) == 10

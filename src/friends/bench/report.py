@@ -11,12 +11,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import cast
 
-from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from rich.box import SIMPLE
 from rich.table import Table
@@ -27,6 +24,7 @@ from friends.bench.exhibit import GREY_LEVELS, Exhibit
 from friends.bench.pictures import Strip, strips, target_picture
 from friends.bench.record import CLEAN, UNDEFENDED, Arm, Report
 from friends.bench.statistics import paired_p
+from friends.bench.templates import template
 from friends.data.files import write_text
 
 FEW = 20
@@ -53,7 +51,7 @@ def render(report: Report, exhibit: Exhibit | None, path: Path) -> Path:
     """
     if exhibit is not None and exhibit.goal >= len(report.goals):
         raise ValueError(f"the exhibit shows goal {exhibit.goal}, but the report has {len(report.goals)}, from 0")
-    page = _template().render(
+    page = template("report.html.jinja").render(
         report=report,
         headline=headline(report),
         summary=summary(report),
@@ -494,10 +492,3 @@ def in_255ths(text: str) -> str:
     """A repr in which strengths read as everybody quotes them: ``zeta=16/255``."""
     found = rf"\b({'|'.join(sorted(STRENGTHS))})=(\d+\.\d+(?:e-\d+)?)"
     return re.sub(found, lambda match: f"{match[1]}={_setting(match[1], float(match[2]))}", text)
-
-
-@cache
-def _template() -> Template:
-    source = files("friends.bench").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source)

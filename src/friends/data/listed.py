@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from friends.data.decode import BrokenImageError
 from friends.data.folders import ByClass, decoded, divided
 from friends.data.images import LabeledImages
 from friends.types import Progress, silent
@@ -49,13 +50,15 @@ def read(
         size, lone, skipped, progress: as ``friends.data.sources.load`` takes them.
 
     Raises:
-        ValueError: a column, path or label is missing, a file is listed twice, an image is not there or corrupt; the
-            line or file is named.
+        BrokenImageError: an image is not there or corrupt; the line or file is named.
+        ValueError: a column, path or label is missing, a file is listed twice, or a class is in one part only.
     """
     rows = list(_rows(file))
     if not rows:
         raise ValueError(f"{file} lists no image")
     _check_twice(file, rows)
+    if skipped is None:
+        _check_there(file, rows)
     parts = {row.for_test for row in rows}
     if None in parts:
         listed, here = _by_class(file, rows), f"{file.parent.as_posix()}/"
@@ -118,6 +121,12 @@ def _check_twice(file: Path, rows: list[Row]) -> None:
         if (other := seen.setdefault(row.path, row)) is not row:
             raise ValueError(f"{file}: {row.path} is on line {other.line} ({other.label}) and again on line {row.line} "
                              f"({row.label})")  # fmt: skip
+
+
+def _check_there(file: Path, rows: list[Row]) -> None:
+    for row in rows:
+        if not (file.parent / row.path).is_file():
+            raise BrokenImageError(f"{file}, line {row.line}: there is no file {row.path}")
 
 
 def _check_parts(file: Path, train: ByClass, test: ByClass, *, lone: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor, nn
 
 from friends.data.images import LabeledImages
@@ -78,6 +78,25 @@ def predict(predictor: Predictor, x: Tensor, *, batch: int = BATCH) -> Int64[Ten
     """Predictions, on the CPU, for bytes or pixels ``(n, c, h, w)``, batch by batch."""
     parts = [predictor(part.float() / 255 if part.dtype == torch.uint8 else part).cpu() for part in x.split(batch)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+
+
+def probabilities(
+    model: nn.Module, x: UInt8[Tensor, "n c h w"], *, device: torch.device | str = "cpu", batch: int = BATCH
+) -> Float64[Tensor, "n k"]:
+    """What a model says of images, as softmax probabilities in float64 on the CPU; in eval mode, batch by batch.
+
+    Args:
+        model: takes pixels in [0, 1] on ``device`` and returns logits.
+        x: at least one image.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            parts = [logits_of(model, part.to(device).float() / 255).cpu() for part in x.split(batch)]
+    finally:
+        model.train(was_training)
+    return torch.cat(parts).double().softmax(1)
 
 
 def accuracy(predictor: Predictor, data: LabeledImages) -> Accuracy:
