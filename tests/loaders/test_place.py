@@ -47,9 +47,9 @@ QUICK = friends.FriendlySettings(steps=1)
 def found(data, **options) -> tuple[Place, tuple[int, ...], tuple]:
     """The place, the shape of images there, and how the model's input is normalised."""
     loader = data if hasattr(data, "loader") else DataLoader(data, collate_fn=list)
-    looked, moments = examine(loader, Opened(inner_loader(loader).dataset), Options(**options))
-    assert looked.blockers == [] and looked.place is not None and moments is not None
-    return looked.place, tuple(looked.pixels[0].shape), moments
+    looked, view = examine(loader, Opened(inner_loader(loader).dataset), Options(**options))
+    assert looked.blockers == [] and looked.place is not None and view is not None
+    return looked.place, tuple(looked.pixels[0].shape), view.moments
 
 
 class AddOne:
@@ -140,6 +140,75 @@ def test_the_second_reference_to_a_transform_that_torchvision_keeps_is_opened_to
 
     place, _, _ = found(Detection(augmented()))
     assert len(place.cuts) == 1
+
+
+class Picture(torch.Tensor):
+    """A class of tensors, as torchvision's second version has them."""
+
+
+class ToImage:
+    def __call__(self, image):
+        x = image if isinstance(image, torch.Tensor) else (ToTensor()(image) * 255).byte()
+        return x.as_subclass(Picture)
+
+
+class ToFloat:
+    def __call__(self, x):
+        return x if x.is_floating_point() else x.float() / 255
+
+
+@pytest.mark.parametrize("steps", [
+    [ToImage(), RandomCrop(), RandomHorizontalFlip(), ToFloat(), Normalize()],
+    [RandomCrop(), ToImage(), RandomHorizontalFlip(), ToFloat(), Normalize()],
+    [ToImage(), ToFloat(), RandomCrop(), Normalize()],
+])  # fmt: skip
+def test_a_class_of_tensors_is_kept_and_so_is_noise_beyond_black_and_white(steps):
+    defense = friends.Friends(def_epoch=0, settings=QUICK)
+    loader = DataLoader(Pictures(transform=Compose(steps)), N, collate_fn=list)
+    protected = defense.protect(loader)
+    for _ in defense.epochs(net(), 1):
+        (batch,) = protected
+        assert {type(x) for x, _ in batch} == {Picture} == {type(x) for x, _ in next(iter(loader))}
+        x = torch.stack([x.as_subclass(torch.Tensor) for x, _ in batch])
+    assert (x * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]).min() < -0.05
+
+
+class SometimesForBytes:
+    """As AutoAugment: what it does is random, and half of it cannot be done to floats."""
+
+    def __call__(self, image):
+        if torch.rand(1) < 0.5:
+            return image
+        if isinstance(image, torch.Tensor):
+            raise TypeError("Only torch.uint8 image tensors are supported")
+        return image.point(lambda value: 255 - value)
+
+
+def test_a_step_that_only_sometimes_takes_floats_gets_bytes():
+    data = Pictures(transform=Compose([SometimesForBytes(), ToTensor(), Normalize()]))
+    defense = friends.Friends(def_epoch=0, settings=QUICK)
+    with pytest.warns(UserWarning, match=r"its step SometimesForBytes .* Only torch.uint8"):
+        loader = defense.protect(DataLoader(data, 4))
+    for _ in defense.epochs(net(), 1):
+        assert sum(len(x) for x, _ in loader) == N
+
+
+class RandomResizedCrop(Resize):
+    def __init__(self):
+        super().__init__(12, 12)
+
+    def __call__(self, image):
+        return super().__call__(RandomCrop()(image))
+
+
+def test_the_model_is_shown_images_as_large_as_those_that_it_is_trained_on():
+    data = Pictures(transform=Compose([RandomResizedCrop(), ToTensor(), Normalize()]))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 5))
+    defense = friends.Friends(def_epoch=0, settings=QUICK)
+    loader = defense.protect(DataLoader(data, 4))
+    for _ in defense.epochs(model, 1):
+        assert next(iter(loader))[0].shape == (4, 3, 12, 12)
+        assert session_of(defense).store.shape == (3, 8, 8)
 
 
 # ---- images of several sizes

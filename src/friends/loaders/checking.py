@@ -10,7 +10,7 @@ from friends.loaders.images import Moments
 from friends.loaders.loader import Loader, inner_loader, prefetched
 from friends.loaders.place import Blocker, Found, Options, find_place
 from friends.loaders.structure import Opened, randomness
-from friends.loaders.view import moments_of, refusal
+from friends.loaders.view import View, moments_of, refusal, size_of
 
 
 def check(
@@ -31,30 +31,28 @@ def check(
     except (TypeError, ValueError) as error:
         return [Blocker(str(error), "Protect a DataLoader over a map-style data set, once")]
     try:
-        found, moments = examine(loader, opened, options)
-        if moments is not None:
-            blocker = refusal(model, found.pixels, moments)
+        found, view = examine(loader, opened, options)
+        if view is not None:
+            blocker = refusal(model, found.pixels, view)
             found.blockers += [] if blocker is None else [blocker]
         return found.blockers
     finally:
         opened.close()
 
 
-def examine(loader: Loader, opened: Opened, options: Options) -> tuple[Found, Moments | None]:
-    """Where the noise belongs, and how what is emitted is normalised; the moments are None if there are blockers."""
+def examine(loader: Loader, opened: Opened, options: Options) -> tuple[Found, View | None]:
+    """Where the noise belongs, and what the model is shown; the view is None if there are blockers."""
     dataset = inner_loader(loader).dataset
     found = find_place(dataset, opened, options)
     if found.blockers:
         return found, None
     behind = prefetched(loader) if options.normalize is None else None
-    if behind is not None:
-        return found, behind
     with randomness():
-        moments = moments_of(dataset, found, opened)
-    if isinstance(moments, Blocker):
-        found.blockers.append(moments)
-        return found, None
-    return found, moments
+        moments = moments_of(dataset, found, opened) if behind is None else behind
+        if isinstance(moments, Blocker):
+            found.blockers.append(moments)
+            return found, None
+        return found, View(moments, size_of(dataset, found))
 
 
 def refuse(blockers: Sequence[Blocker]) -> None:

@@ -53,7 +53,7 @@ def read(image: object, moments: Moments | None = None) -> tuple[Float[Tensor, "
     """
     if moments is not None and not is_bytes(image):
         return _read_normalised(image, moments)
-    x = to_pixels(image)
+    x = to_pixels(image.as_subclass(Tensor) if isinstance(image, Tensor) else image)
     if isinstance(image, Image.Image):
         return x, _to_pil
     if isinstance(image, np.ndarray):
@@ -65,8 +65,9 @@ def _read_normalised(image: object, moments: Moments) -> tuple[Tensor, Back]:
     if not isinstance(image, Tensor) or image.ndim != 3:
         raise TypeError(f"a normalised image is a float tensor (c, h, w), not {type(image).__name__}")
     mean, std = (torch.tensor(values, device=image.device).reshape(-1, 1, 1) for values in moments)
-    kind = image.dtype
-    return to_pixels(image.float() * std + mean), lambda x: ((x - mean) / std).to(kind)
+    kind, form = image.dtype, type(image)
+    x = to_pixels(image.as_subclass(Tensor).float() * std + mean)
+    return x, lambda x: ((x - mean) / std).to(kind).as_subclass(form)
 
 
 def to_grey(x: Float[Tensor, "c h w"]) -> Tensor:
@@ -92,11 +93,11 @@ def _to_array(image: NDArray[Any]) -> Back:
 
 
 def _to_tensor(image: Tensor) -> Back:
-    kind, flat = image.dtype, image.ndim == 2
+    kind, flat, form = image.dtype, image.ndim == 2, type(image)
 
     def back(x: Tensor) -> object:
         values = to_grey(x) if kind == torch.uint8 else x.to(kind)
-        return values[0] if flat else values
+        return (values[0] if flat else values).as_subclass(form)
 
     return back
 
@@ -130,6 +131,11 @@ def emitted_image(item: object, field: str | None) -> object:
     if isinstance(item, tuple | list):
         return next((value for value in cast("Sequence[object]", item) if is_image(value)), None)
     return item if is_image(item) else None
+
+
+def as_floats(x: Float[Tensor, "c h w"], image: object) -> Tensor:
+    """Pixels in the place of an image that is to go on as floats: a tensor, of the image's own class if it is one."""
+    return x.as_subclass(type(image)) if isinstance(image, Tensor) else x
 
 
 class Canonical:

@@ -9,6 +9,7 @@ added to bytes at its start, where random noise is rounded and clipped at black 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -21,6 +22,7 @@ from friends.data.convert import to_pixels
 from friends.loaders.images import (
     Canonical,
     Moments,
+    as_floats,
     emitted_image,
     is_bytes,
     is_image,
@@ -32,8 +34,8 @@ from friends.loaders.images import (
 from friends.loaders.structure import Opened, probe_rows, randomness
 from friends.loaders.visit import HERE, Cut, Stage, Transform, Visit, name_of
 
-TRIES = 3
-"""How often a step is run to see whether it gives the same every time."""
+TRIES = 5
+"""How often a step, or a whole pipeline, is run to see whether it gives the same every time."""
 
 AGREE = 0.03
 """How far, in the mean and relative to its spread, an image may be from its twin of another kind: resizing a PIL image
@@ -126,7 +128,7 @@ class Place:
         def look(image: object, floats: bool) -> object:
             x, _ = read(image, self.moments)
             seen.append(x)
-            return x if floats else image
+            return as_floats(x, image) if floats else image
 
         self.read(dataset, row, look)
         return seen[0]
@@ -265,7 +267,7 @@ def _entering(dataset: Any, row: int, name: str, blank: Place) -> object:
     seen: list[object] = []
 
     def look(image: object, _: bool) -> object:
-        seen.append(copy.copy(image))
+        seen.append(copy.deepcopy(image))
         return image
 
     visit = _with(blank, {name: Cut(0, False)}).visit(look)
@@ -300,7 +302,7 @@ def _steady(step: Transform, image: object) -> object | None:
         after: list[object] = []
         for seed in range(TRIES):
             with randomness(seed):
-                after.append(step(copy.copy(image)))
+                after.append(step(copy.deepcopy(image)))
         pixels = [_pixels(one) for one in after]
     except Exception:  # whatever a step of somebody else does not like, it is not in front of the noise
         return None
@@ -322,16 +324,17 @@ def _difference(dataset: Any, rows: Sequence[int], place: Place) -> str | None:
 
     def nothing(image: object, floats: bool) -> object:
         x, back = read(image, place.moments)
-        return x if floats else back(x)
+        return as_floats(x, image) if floats else back(x)
 
-    for row in rows:
+    # several times: a step may choose at random among things that do, and do not, work on float tensors
+    for row, seed in itertools.product(rows, range(TRIES)):
         visit = place.visit(nothing)
-        with randomness(row):
+        with randomness(seed):
             clean = emitted_image(_clean(dataset, row, place), place.options.image)
-        with randomness(row):
+        with randomness(seed):
             again = emitted_image(_clean(dataset, row, place), place.options.image)
         try:
-            with randomness(row), visit.here():
+            with randomness(seed), visit.here():
                 image = emitted_image(dataset[row], place.options.image)
         except Exception as error:
             return f"its step {visit.step} does not take such an image ({type(error).__name__}: {error})"

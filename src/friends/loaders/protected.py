@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from friends.loaders.images import read, to_grey
+from friends.loaders.images import as_floats, read, to_grey
 from friends.loaders.place import Place
 from friends.loaders.shared import Shared
 from friends.loaders.visit import Cut
@@ -119,7 +119,7 @@ class Protected(Dataset[object]):
         friendly = self._friendly(row, x)
         generator = self._stream(row, epoch)
         noisy = add_noise(x[None], friendly, random=self.noises.random, mu=self.noises.mu, generator=generator)[0]
-        return noisy if floats else back(noisy)
+        return as_floats(noisy, image) if floats else back(noisy)
 
     def _friendly(self, row: int, x: Tensor) -> Tensor | None:
         store = self._store()

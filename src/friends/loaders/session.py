@@ -29,14 +29,13 @@ from torch.utils.data import Subset
 from friends.data.files import sha256_of
 from friends.loaders import together
 from friends.loaders.checking import examine, refuse
-from friends.loaders.images import Moments
 from friends.loaders.loader import Loader, inner_loader, may_repeat, with_data
 from friends.loaders.place import Options
 from friends.loaders.protected import Noises, Protected
 from friends.loaders.saved import is_used, packed, remove, unpack
 from friends.loaders.shared import Shared
 from friends.loaders.structure import Opened, randomness
-from friends.loaders.view import Prepared, bare, refusal
+from friends.loaders.view import Prepared, View, bare, refusal
 from friends.noise.friendly import FriendlySettings
 from friends.noise.making import SAMPLE
 from friends.noise.manifest import NAME
@@ -85,11 +84,11 @@ def session_of(defense: Settings) -> Session:
 
 @dataclass(frozen=True)
 class Guarded:
-    """What a session knows of its loader: its data, pixels of some rows, and how the model's input is normalised."""
+    """What a session knows of its loader: its data, pixels of some rows, and what the model is shown for them."""
 
     data: Protected
     pixels: list[Tensor]
-    moments: Moments
+    view: View
 
 
 class Session:
@@ -126,9 +125,9 @@ class Session:
         inner = inner_loader(loader)
         opened = Opened(inner.dataset)
         try:
-            found, moments = examine(loader, opened, options)
+            found, view = examine(loader, opened, options)
             refuse(found.blockers)
-            assert found.place is not None and moments is not None
+            assert found.place is not None and view is not None
             noises = Noises(self._random, self._mu, seed, may_repeat(inner))
             data = Protected(inner.dataset, found.place, noises, self._shared, opened.bare)
             if self._given is not None and self._zeta > 0:
@@ -140,7 +139,7 @@ class Session:
             warnings.warn(f"random noise is rounded and clipped at black and white: {found.place.bytes_because}. To "
                           "have it whole, put friends.NoiseHere() behind ToTensor and before anything random",
                           stacklevel=3)  # fmt: skip
-        self._seed, self._guarded = seed, Guarded(data, found.pixels, moments)
+        self._seed, self._guarded = seed, Guarded(data, found.pixels, view)
         self._stays = folder is not None
         self._folder = Path(os.path.abspath(folder)) if folder is not None else None
         return with_data(loader, data)
@@ -175,7 +174,7 @@ class Session:
                              "lower def_epoch")  # fmt: skip
         if self._given is not None:
             return
-        blocker = refusal(model, guarded.pixels, guarded.moments)
+        blocker = refusal(model, guarded.pixels, guarded.view)
         refuse([] if blocker is None else [blocker])
         if self._folder is not None and self._next < self._def_epoch and is_used(self._folder):
             raise ValueError(f"{self._folder} is not empty. If it is the noise of this training, load the state that "
@@ -210,7 +209,7 @@ class Session:
     def _make(self, model: nn.Module, progress: Progress) -> tuple[str, str]:
         """Make the friendly noise with the model as it is. Returns the folder and the hash of its manifest."""
         guarded = self.guarded
-        prepared = Prepared(bare(model), guarded.moments)
+        prepared = Prepared(bare(model), guarded.view)
         with randomness():
             store = NoiseStore.generate(
                 prepared, Clean(guarded.data), self._place_for_noise(), settings=self._settings,

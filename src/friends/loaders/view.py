@@ -3,10 +3,14 @@
 Friendly noise asks a model about pixels, but the model in training takes what the loader emits. Augmentation is left
 out, normalisation is not: it is found by sending images of one grey level through the whole pipeline. Flips, crops,
 padding and erasing leave most of such an image as it is, so the medians of what comes out tell scale and offset.
+
+Where a transform changes the size of images behind the place (``RandomResizedCrop``), the model is shown the whole
+image at the size that it is trained on: a crop of it would leave noise that nobody has asked about.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from friends.loaders.images import Moments, emitted_image, is_bytes, read
+from friends.loaders.images import Moments, as_floats, emitted_image, is_bytes, read
 from friends.loaders.place import Blocker, Found, Place
 from friends.loaders.structure import Opened, randomness
 from friends.modules import logits_of, still
@@ -31,28 +35,57 @@ _SAY = ("Pass normalize=(means, standard deviations) of what your loop hands to 
         "[0, 1]")  # fmt: skip
 
 
+@dataclass(frozen=True)
+class View:
+    """What the model is shown.
+
+    Args:
+        moments: by which its images are normalised.
+        size: their height and width; None if it is that of the images at the place of the noise.
+    """
+
+    moments: Moments
+    size: tuple[int, int] | None
+
+
 class Prepared(nn.Module):
-    """A model of normalised images as a model of pixels in [0, 1]."""
+    """A model of what a loader emits as a model of pixels in [0, 1] at the place of the noise."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, moments: Moments) -> None:
+    def __init__(self, model: nn.Module, view: View) -> None:
         super().__init__()
-        self.model = model
-        mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in moments)
+        self.model, self.size = model, view.size
+        mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in view.moments)
         device = device_of(model, torch.device("cpu"))
         self.register_buffer("mean", mean.to(device))
         self.register_buffer("std", std.to(device))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Any:
         """The logits, or whatever the model returns."""
+        if self.size is not None:
+            x = nn.functional.interpolate(x, self.size, mode="bilinear", antialias=True)
         return self.model((x - self.mean) / self.std)
 
 
 def bare(model: nn.Module) -> nn.Module:
     """The model inside data parallelism: its forward would wait for other processes."""
     return model.module if isinstance(model, DataParallel | DistributedDataParallel) else model
+
+
+def size_of(dataset: Any, found: Found) -> tuple[int, int] | None:
+    """The height and width of finished images, if they are others than at the place of the noise."""
+    assert found.place is not None
+
+    def as_it_is(image: object, floats: bool) -> object:
+        return as_floats(read(image)[0], image) if floats else image
+
+    with randomness(0):
+        image = emitted_image(found.place.read(dataset, found.rows[0], as_it_is), found.place.options.image)
+    here = found.pixels[0].shape[1:]
+    shape = image.shape[-2:] if isinstance(image, Tensor) else () if image is None else read(image)[0].shape[1:]
+    return None if len(shape) != 2 or shape == here else (shape[0], shape[1])
 
 
 def moments_of(dataset: Any, found: Found, opened: Opened) -> Moments | Blocker:
@@ -78,7 +111,7 @@ def _medians(dataset: Any, place: Place, row: int, level: float) -> NDArray[np.f
     def flat(image: object, floats: bool) -> object:
         x, back = read(image, place.moments)
         grey = torch.full_like(x, level)
-        return grey if floats else back(grey)
+        return as_floats(grey, image) if floats else back(grey)
 
     found: list[NDArray[np.float64]] = []
     for seed in range(SEEDS):
@@ -104,25 +137,26 @@ def _named(place: Place, opened: Opened) -> Moments | None:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def refusal(model: nn.Module, pixels: list[Tensor], moments: Moments) -> Blocker | None:
+def refusal(model: nn.Module, pixels: list[Tensor], view: View) -> Blocker | None:
     """Why this model cannot be asked about such images; None if it can."""
     inner, x = bare(model), torch.stack([pixels[0], pixels[-1]])
     if "FullyShardedDataParallel" in {type(module).__name__ for module in inner.modules()}:
         return Blocker("a model that is sharded over processes (FSDP) cannot make friendly noise",
                        "Make it beforehand with any cheap model, friends.NoiseStore.generate, and pass its folder "
                        "as store=")  # fmt: skip
-    if len(moments[0]) not in (1, x.shape[1]):
+    if len(view.moments[0]) not in (1, x.shape[1]):
         return Blocker(
-            f"normalize has {len(moments[0])} channels, the images have {x.shape[1]}", "Pass one number for each"
+            f"normalize has {len(view.moments[0])} channels, the images have {x.shape[1]}", "Pass one number for each"
         )
     try:
         device = device_of(inner, torch.device("cpu"))
         with still([inner], freeze=True), torch.no_grad():
-            logits = logits_of(Prepared(inner, moments), x.to(device))
+            logits = logits_of(Prepared(inner, view), x.to(device))
     except Exception as error:
-        return Blocker(f"the model does not take images of {tuple(x.shape[1:])}, as they are where the noise is added: "
-                       f"{type(error).__name__}: {error}", "Bring images to the model's size at the start of the "
-                       "transform (Resize, CenterCrop), or pass canonical_size=")  # fmt: skip
+        shape = (x.shape[1], *(view.size or x.shape[2:]))
+        return Blocker(f"the model does not take images of {shape}, as the loader emits them: {type(error).__name__}: "
+                       f"{error}", "Bring images to the model's size in the transform (Resize, CenterCrop), or pass "
+                       "canonical_size=")  # fmt: skip
     if not bool(torch.isfinite(logits).all()):
         return Blocker("the model's output is not finite", "Look for NaN in its weights")
     return None

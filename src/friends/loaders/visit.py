@@ -22,11 +22,8 @@ Transform = Callable[..., Any]
 HERE = "here"
 """The name of every :class:`NoiseHere`."""
 
-MAKES_TENSORS = frozenset(
-    ("ToTensor", "PILToTensor", "ToImage", "ToImageTensor", "MaybeToTensor", "MaybePILToTensor", "to_tensor",
-     "pil_to_tensor", "to_image")
-)  # fmt: skip
-"""Steps that make a tensor of an image and that some libraries refuse to run on what is one already."""
+MAKES_TENSORS = frozenset(("ToTensor", "PILToTensor", "to_tensor", "pil_to_tensor"))
+"""Steps that make a tensor of an image and that refuse what is one already."""
 
 _now: ContextVar[Visit | None] = ContextVar("friends visit", default=None)
 
