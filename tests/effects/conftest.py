@@ -1,7 +1,7 @@
-"""What the trials of effects have in common is made once: photographs are decoded, and networks trained on clean data.
+"""What the trials of effects have in common is made once, and nobody watches them.
 
-Sixty thousand photographs take longer to decode than many a trial, and half of the trials of transfer learning is the
-network that all of them start from.
+Sixty thousand photographs take longer to decode than many a trial, the trials of transfer learning start from one
+network, and looking at all goals after every epoch can take longer than the training: effects are measured at its end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 
 import pytest
 
-from friends.bench import run
+from friends.bench import run, victims
 from friends.data import sources
 from friends.data.artifacts import Artifacts
 
@@ -26,6 +26,7 @@ def clean_networks(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
 
 
 @pytest.fixture(autouse=True)
-def _made_once(monkeypatch: pytest.MonkeyPatch, clean_networks: Artifacts) -> None:
+def _made_once_and_unwatched(monkeypatch: pytest.MonkeyPatch, clean_networks: Artifacts) -> None:
     monkeypatch.setattr(sources, "load", decoded)
     monkeypatch.setattr(run, "Lab", functools.partial(run.Lab, artifacts=clean_networks))
+    monkeypatch.setattr(victims, "watching", lambda *_, **__: lambda model, epoch: {})

@@ -15,10 +15,10 @@ from friends.bench.trial import read_trial
 
 @pytest.mark.effect
 def test_metapoison_moves_its_targets_on_photographs(cifar10: Path, tmp_path: Path) -> None:
-    """Eight targets of the scaled-down trial, crafted in fewer steps on fewer surrogates, and so weaker than there."""
+    """Six targets of the scaled-down trial, crafted in fewer steps on fewer surrogates, and so weaker than there."""
     trial = read_trial(Path(__file__).resolve().parents[2] / "examples" / "attacks" / "metapoison.toml")
     attack = replace(cast(MetaPoison, trial.attack), steps=8, surrogates=3, stagger=6, batch=32, warmup=2)
-    goals = replace(trial.goals, count=8)
+    goals = replace(trial.goals, count=6)
     trial = replace(trial, seed=102, data=replace(trial.data, source=str(cifar10)), goals=goals, attack=attack,
                     controls=2, arms=())  # fmt: skip
     arms = {arm.name: arm for arm in run_trial(trial, tmp_path / "run").arms}
