@@ -41,9 +41,10 @@ from friends.data.images import LabeledImages  # noqa: E402
 torch.set_num_threads(1)
 
 SLOW = (
-    "effects", "test_smoke_grids.py", "test_readme.py", "test_ray_engine.py", "test_engines.py", "test_every_defense.py",
-    "test_cli_bench.py", "test_store_kills.py", "test_store.py", "test_killed_grid.py", "test_metapoison.py",
-    "test_every_attack.py", "test_benchmarks.py", "test_cli.py", "test_features.py", "test_sources.py",
+    "effects", "test_smoke_grids.py", "test_readme.py", "test_ray_engine.py", "test_engines.py",
+    "test_every_defense.py", "test_cli_bench.py", "test_store_kills.py", "test_store.py", "test_killed_grid.py",
+    "test_metapoison.py", "test_every_attack.py", "test_benchmarks.py", "test_cli.py", "test_features.py",
+    "test_sources.py",
 )  # fmt: skip
 """Folders and files that take long, the longest first."""
 
