@@ -105,7 +105,13 @@ def caveats(found: Found) -> list[str]:
     if measures["images"] < FEW:
         said.append(f"Few images: with {measures['images']}, every one of them moves the accuracy a lot.")
     if data["skipped"]:
-        said.append(f"{data['skipped']:,} image files could not be read and were left out; they are listed below.")
+        count, one = f"{data['skipped']:,}", data["skipped"] == 1
+        which = (
+            "image file could not be read and was left out"
+            if one
+            else "image files could not be read and were left out"
+        )
+        said.append(f"{count} {which}; see below.")
     unseen = [one["name"] for one in measures["classes"] if not one["images"]]
     if unseen:
         said.append(f"No image to judge on: {_some(unseen)}.")
