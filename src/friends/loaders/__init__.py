@@ -2,7 +2,7 @@
 
 ``defense.protect(loader)`` returns the same loader. Its data set is wrapped so that it knows which row is read
 (:mod:`friends.loaders.protected`), and the transforms inside are opened at the place where pixels are still those of
-the stored image (:mod:`friends.loaders.place`, :mod:`friends.loaders.visit`). ``defense.epochs(model, n)`` makes the
+the stored image (:mod:`friends.loaders.finding`, :mod:`friends.loaders.visit`). ``defense.epochs(model, n)`` makes the
 friendly noise when its epoch comes (:mod:`friends.loaders.session`).
 """
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from friends.loaders.finding import Found, find_place
 from friends.loaders.images import Moments
 from friends.loaders.loader import Loader, inner_loader, prefetched
-from friends.loaders.place import Blocker, Found, Options, find_place
+from friends.loaders.place import Blocker, Options
 from friends.loaders.structure import Opened, randomness
 from friends.loaders.view import View, moments_of, refusal, size_of
 

@@ -17,7 +17,6 @@ from torch.utils.data import Dataset, get_worker_info
 from friends.loaders.images import as_floats, read, to_grey
 from friends.loaders.place import Place
 from friends.loaders.shared import Shared
-from friends.loaders.visit import Cut
 from friends.noise.random import RandomNoise, add_noise
 from friends.noise.rows import Int64s, content_of
 from friends.noise.store import NoiseStore
@@ -80,11 +79,13 @@ class Protected(Dataset[object]):
     def __getitem__(self, index: SupportsIndex) -> object:
         row = self._row(index)
         if self.shared.paused:
-            return self._clean(row)
+            return self.place.clean(self.inner, row)
         epoch = self.shared.epoch
         if epoch < 0:
             raise RuntimeError("a protected loader is iterated outside of its training: loop with `for epoch in "
                                "defense.epochs(model, n)`; for clean images, use `with defense.paused()`")  # fmt: skip
+        if self.noises.mu == 0 and self._store() is None:
+            return self.place.clean(self.inner, row)
         return self._read(row, partial(self._noisy, row, epoch))
 
     def pixels(self, row: int) -> Tensor:
@@ -97,15 +98,6 @@ class Protected(Dataset[object]):
         if not 0 <= row < len(self):
             raise IndexError(f"row {operator.index(index)} of a data set of {len(self)}")
         return row
-
-    def _clean(self, row: int) -> object:
-        """The item without noise, from the data set's own transforms."""
-        if self.place.options.canonical_size is None:
-            return self.inner[row]
-        cuts = {name: Cut(cut.at, False) for name, cut in self.place.cuts.items() if cut.at is not None}
-        place = Place(cuts=cuts, on_items=self.place.on_items, moments=self.place.moments, options=self.place.options,
-                      bytes_because="")  # fmt: skip
-        return place.read(self.inner, row, lambda image, _: image)
 
     def _read(self, row: int, change: Callable[[object, bool], object]) -> object:
         for holder in self.bare:

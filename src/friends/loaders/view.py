@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from friends.loaders.finding import Found
 from friends.loaders.images import Moments, as_floats, emitted_image, is_bytes, read
-from friends.loaders.place import Blocker, Found, Place
+from friends.loaders.place import Blocker, Place
 from friends.loaders.structure import Opened, randomness
 from friends.modules import logits_of, still
 from friends.noise.grey import device_of
