@@ -53,6 +53,17 @@ def test_the_page_counts_what_is_there() -> None:
         assert f"{recorded} of {planned}" in cells[3], name
 
 
+def test_the_page_on_cost_quotes_the_pairs_as_they_are() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    pairs = (RESULTS / "friendliness-small" / "tables" / "friendliness-pairs.md").read_text(encoding="utf-8")
+    points = r"[+\u2212][\d.]+ \([^)]+\)"
+    quoted = re.findall(rf"^\| (\S+) \| (\S+) \| ({points}) \| ({points}) \|$", page, flags=re.MULTILINE)
+    assert len(quoted) >= 8
+    for row, against, success, accuracy in quoted:
+        line = rf"\| sleeper-agent \| {row} \| {against} \| 20 \| {re.escape(success)} \|.*\| {re.escape(accuracy)} \|"
+        assert re.search(line, pairs), (row, against)
+
+
 def test_no_data_or_weights_are_in_it() -> None:
     kept = [path for path in RESULTS.rglob("*") if path.is_file()]
     assert {path.suffix for path in kept} <= {".json", ".jsonl", ".md", ".csv", ".tex", ".png"}
