@@ -22,6 +22,7 @@ from friends.loaders import NoiseHere as NoiseHere
 from friends.loaders import check as check
 from friends.noise.dataset import DeviceNoise as DeviceNoise
 from friends.noise.dataset import NoisyDataset as NoisyDataset
+from friends.noise.friendly import FAST as FAST
 from friends.noise.friendly import PAPER as PAPER
 from friends.noise.friendly import RELEASED as RELEASED
 from friends.noise.friendly import FriendlySettings as FriendlySettings
