@@ -320,7 +320,10 @@ def one_of_two(rank: int, folder: str) -> None:
         y = torch.cat([y for _, y in loader])
     store = session_of(defense).store
     grey = store.tensor()
-    torch.save({"grey": grey, "x": x, "y": y, "path": str(store.path)}, f"{folder}/{rank}.pt")
+    torch.save(
+        {"grey": grey, "x": x, "y": y, "path": str(store.path), "rank": session_of(defense)._shared.rank},
+        f"{folder}/{rank}.pt",
+    )
     torch.distributed.barrier()
 
     def fails(what: str, done: int, total: int, note: str = "", /) -> None:
@@ -339,7 +342,7 @@ def test_ranks_share_one_noise_and_one_failure(tmp_path):
     torch.multiprocessing.start_processes(one_of_two, (str(tmp_path),), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert torch.equal(first["grey"], second["grey"]) and first["path"] == second["path"]
-    assert first["grey"].abs().float().mean() > 1
+    assert first["grey"].abs().float().mean() > 1 and (first["rank"], second["rank"]) == (0, 1)
     assert sorted(first["y"].tolist() + second["y"].tolist()) == list(range(N))
     assert (tmp_path / "0.txt").read_text() == "OSError: no space left"
     assert (tmp_path / "1.txt").read_text() == (
