@@ -22,7 +22,7 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # How fast it is, beside the targets, on one thread; ten minutes at most. BENCH="--quick" only sees that it runs.
 bench: $(STAMP)

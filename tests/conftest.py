@@ -49,18 +49,10 @@ SLOW = (
 """Folders and files that take long, the longest first."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Hand files to the workers whole, so that a fixture is made in one of them, and those that take long first.
-
-    A file that takes long would otherwise keep one worker busy at the end, while the others have nothing left to do.
-    """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(HERE).as_posix()))
-    items.sort(key=lambda item: next((i for i, name in enumerate(SLOW) if name in item.path.parts), len(SLOW)))
+    """Where several workers share the tests, files that take long come first: at the end others would wait for them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: next((i for i, name in enumerate(SLOW) if name in item.path.parts), len(SLOW)))
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from friends.bench.grid.record import read
 from friends.bench.grid.spec import built_in, read_grid
 from friends.cli import app
 
-pytestmark = pytest.mark.xdist_group("smoke grids")
 NAMES = [*(f"table{i}" for i in range(1, 8)), *(f"figure{i}" for i in range(1, 6))]
 
 
