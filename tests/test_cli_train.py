@@ -13,9 +13,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-sys.path.append(str(Path(__file__).resolve().parent / "bench"))
 from digit_folder import write_digits
-
 from friends.cli_train import predict, train
 from friends.data.images import LabeledImages
 

@@ -300,8 +300,12 @@ def test_coloured_images_become_grey_for_a_model_of_grey_ones(run: Path, folder:
 
     saved = model_folder.read(run)
     file = sorted((folder / "seven").glob("0*.png"))[0]
-    Image.open(file).convert("RGB").save(tmp_path / "coloured.png")
-    grey, coloured = predict(saved, [file, tmp_path / "coloured.png"])
+    red = Image.merge("RGB", [Image.open(file), Image.new("L", Image.open(file).size), Image.open(file)]).resize(
+        (24, 24)
+    )
+    red.save(tmp_path / "coloured.png")
+    red.convert("L").save(tmp_path / "grey.png")
+    coloured, grey = predict(saved, [tmp_path / "coloured.png", tmp_path / "grey.png"])
     assert grey.answers == coloured.answers
 
 

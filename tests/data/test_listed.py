@@ -106,13 +106,14 @@ def test_broken_files_of_a_folder_are_left_out_and_named_with_the_labels_of_the_
             Image.new("L", (6, 5), shade + i).save(tmp_path / "in" / name / f"{i}.png")
     whole = (tmp_path / "in" / "cat" / "1.png").read_bytes()
     (tmp_path / "in" / "cat" / "1.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in" / "dog" / "0.png").write_bytes(b"")
     with pytest.raises(BrokenImageError, match=r"cat.1\.png is not a readable image"):
         load(tmp_path / "in")
     skipped: list[str] = []
     train, test = load(tmp_path / "in", lone=True, skipped=skipped)
-    assert train.x[:, 0, 0, 0].tolist() == [40, 42, 43, 44, 200, 201, 202, 203, 204] and len(test) == 0
-    assert train.y.tolist() == [0] * 4 + [1] * 5
-    assert len(skipped) == 1 and "1.png" in skipped[0]
+    assert train.x[:, 0, 0, 0].tolist() == [40, 42, 43, 44, 201, 202, 203, 204] and len(test) == 0
+    assert train.y.tolist() == [0] * 4 + [1] * 4
+    assert len(skipped) == 2 and "1.png" in skipped[0] and "0.png" in skipped[1]
     for file in (tmp_path / "in").rglob("*.png"):
         file.write_bytes(b"no image")
     with pytest.raises(ValueError, match="none of 10 images can be read; the first: "):

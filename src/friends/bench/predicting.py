@@ -53,7 +53,7 @@ def files_of(named: Sequence[Path]) -> list[Path]:
             if not below:
                 raise ValueError(f"{path} has no image file: none that ends in {', '.join(sorted(SUFFIXES))}")
             found += below
-        elif path.exists():
+        elif path.is_file():
             found.append(path)
         else:
             raise FileNotFoundError(f"there is no file or folder {path}")

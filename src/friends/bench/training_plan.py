@@ -99,7 +99,7 @@ def try_out(model: nn.Module, training: Training, train: LabeledImages, device: 
                              "arithmetic there is --precision bfloat16")  # fmt: skip
     last = len(train) % batch or batch
     x = train.pixels(torch.arange(min(2, last, len(train)))).to(device)
-    hint = ""
+    hint = ". It may want another --size" if ":" in name else ""
     if len(x) == 1:
         hint = f". The last batch of every epoch has a single image: choose another --batch than {batch}"
     try:

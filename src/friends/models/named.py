@@ -101,7 +101,7 @@ def network(
 
         return build(name, shape=shape, classes=classes, moments=moments, generator=generator, width=width)
     library, _, rest = name.partition(":")
-    with drawing_from(generator), _here_importable():
+    with drawing_from(generator):
         if library == "torchvision":
             made = _module(library).models.get_model(rest, weights=None, num_classes=classes)
         elif library == "timm":
@@ -159,7 +159,8 @@ def _function(path: str) -> Callable[..., object]:
 
 def _called(path: str, classes: int) -> nn.Module:
     try:
-        made = _function(path)(num_classes=classes)
+        with _here_importable():
+            made = _function(path)(num_classes=classes)
     except Exception as error:  # a user's function may fail in any way
         raise ValueError(
             f"model {path!r}: called with num_classes={classes} it fails: {type(error).__name__}: {error}"
