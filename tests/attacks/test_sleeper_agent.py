@@ -418,7 +418,7 @@ def test_the_cost_is_what_enters_the_surrogates(adapt: Adaptive | None, small: D
     source, wanted = (int((train.y == c).sum()) for c in (0, 1))
     sizes = Sizes(train=len(train), wanted=wanted, source=source, goal=len(backdoor), poisons=12)
     cost = attack.cost(sizes)
-    looked = 3 * PROBE if adapt and adapt.zeta else 0  # the images with which the network is looked at
+    looked = 2 * PROBE if adapt and adapt.zeta else 0  # the images with which the network is looked at
     assert 0 <= sum(counts) - cost.passes <= looked
     assert len(surrogate.asked) == cost.trainings
     chosen = replace(attack, selection="max-gradient").cost(sizes)

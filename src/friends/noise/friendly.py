@@ -32,7 +32,7 @@ network (:mod:`friends.noise.lean`) is all that is left to differentiate.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -49,6 +49,8 @@ Bound = Literal["project", "clip"]
 
 PAPER_BATCH = 128
 MOMENTUM = 0.9
+ROWS = 16
+"""How many images are updated at a time on a processor: what is added to them stays in its cache meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,27 +213,67 @@ def optimised(
     return e.contiguous()
 
 
+class _Rows(NamedTuple):
+    """What is known of some images in the midst of it; all are written to in place but ``x`` and the box."""
+
+    x: Tensor
+    e: Tensor
+    velocity: Tensor
+    image: Tensor  # what the loss sees
+    low: Tensor
+    high: Tensor
+
+    def split(self, size: int) -> list[_Rows]:
+        return [_Rows(*part) for part in zip(*(t.split(size) for t in self), strict=True)]
+
+
 def _sgd(f: Logits, x: Tensor, e: Tensor, clean: Tensor, settings: FriendlySettings) -> Float[Tensor, "b c h w"]:
     """The SGD of Algorithm 1, every row on its own objective."""
-    zeta, rate, clip = settings.zeta, settings.lr / PAPER_BATCH, settings.bound == "clip"
-    low, high = box(x, zeta)
-    e = e.clone() if clip else torch.clamp(e, low, high)
-    velocity = torch.zeros_like(e)
+    low, high = box(x, settings.zeta)
+    e = e.clone() if settings.bound == "clip" else torch.clamp(e, low, high)
+    rows = _Rows(x, e, torch.zeros_like(e), torch.empty_like(e), low, high)
+    size = ROWS if e.device.type == "cpu" else len(e)
+    parts = rows.split(size)
+    for part in parts:
+        _show(part, settings)
     for _ in range(settings.steps):
-        seen = e.clamp(-zeta, zeta) if clip else e
-        noisy = x + seen
-        _, gradient = pull(f, noisy.clamp(0, 1) if clip else noisy, clean, settings.direction)
-        if clip:
-            _cut(gradient, noisy, 0, 1)
-        gradient -= settings.penalty * _growth(seen, settings.norm)
-        if clip:
-            _cut(gradient, e, -zeta, zeta)
-        # torch's SGD: the first step takes the gradient itself as momentum, and Nesterov looks one step ahead
-        torch.add(gradient, velocity, alpha=MOMENTUM, out=velocity)
-        e.add_(gradient, alpha=-rate).add_(velocity, alpha=-rate * MOMENTUM)
-        if not clip:
-            torch.clamp(e, low, high, out=e)
+        _, gradient = pull(f, rows.image, clean, settings.direction)
+        for part, g in zip(parts, gradient.split(size), strict=True):
+            _step(part, g, settings)
     return torch.clamp(e, low, high)
+
+
+def _show(rows: _Rows, settings: FriendlySettings) -> None:
+    """Write what the loss sees: image and noise."""
+    x, e, image = rows.x, rows.e, rows.image
+    if settings.bound == "clip":
+        torch.add(x, e.clamp(-settings.zeta, settings.zeta), out=image).clamp_(0, 1)
+    else:
+        torch.add(x, e, out=image)
+
+
+def _step(rows: _Rows, gradient: Float[Tensor, "r c h w"], settings: FriendlySettings) -> None:
+    """From the gradient of the divergence to the next image; ``gradient`` is written over.
+
+    Where the loss sees noise clipped, what is outside has no gradient. So inside alone need be right, and there the
+    clipped noise is the noise itself.
+    """
+    e, velocity = rows.e, rows.velocity
+    zeta, rate, clip = settings.zeta, settings.lr / PAPER_BATCH, settings.bound == "clip"
+    if clip:
+        _cut(gradient, rows.x + e, 0, 1)
+    if settings.norm == "msq":
+        gradient.add_(e, alpha=-settings.penalty * 2 / e[0].numel())
+    else:
+        gradient.sub_(_growth(e.clamp(-zeta, zeta) if clip else e, settings.norm), alpha=settings.penalty)
+    if clip:
+        _cut(gradient, e, -zeta, zeta)
+    # torch's SGD: the first step takes the gradient itself as momentum, and Nesterov looks one step ahead
+    torch.add(gradient, velocity, alpha=MOMENTUM, out=velocity)
+    e.add_(gradient, alpha=-rate).add_(velocity, alpha=-rate * MOMENTUM)
+    if not clip:
+        torch.clamp(e, rows.low, rows.high, out=e)
+    _show(rows, settings)
 
 
 def _cut(gradient: Tensor, values: Tensor, low: float, high: float) -> None:
@@ -244,8 +286,6 @@ def _cut(gradient: Tensor, values: Tensor, low: float, high: float) -> None:
 
 def _growth(e: Float[Tensor, "b c h w"], norm: Norm) -> Float[Tensor, "b c h w"]:
     """The gradient of the size of each row's noise. The l2 norm has none at 0; there it is taken as 0."""
-    if norm == "msq":
-        return e * (2 / e[0].numel())
     if norm == "l1":
         return e.sign()
     if norm == "linf":

@@ -107,11 +107,10 @@ def _folded(model: nn.Module, x: Tensor) -> _Folded | None:
     except Exception:  # modules that cannot be copied are their authors' right
         return None
     with torch.no_grad():
-        pairs = _fold_all(copied, x)
+        pairs, expected = _fold_all(copied, x)
         if not pairs:
             return None
         folded = _Folded(copied, pairs)
-        expected = logits_of(model, x)
         try:
             found = folded(x.contiguous(memory_format=torch.channels_last))
         except _OtherPathError:
@@ -140,10 +139,16 @@ class _Pair:
         self.made = None
 
 
-def _fold_all(model: nn.Module, x: Tensor) -> list[_Pair]:
-    """Fold every pair of neighbours that can be folded; they are found before the first is changed."""
+def _fold_all(model: nn.Module, x: Tensor) -> tuple[list[_Pair], Tensor]:
+    """Fold every pair of neighbours that can be folded; they are found before the first is changed.
+
+    Returns:
+        The pairs, and what the network says of the images unfolded.
+    """
     pairs: list[_Pair] = []
-    for first, second, between in _neighbours(model, x):
+    with _Watching(model) as watching:
+        logits = logits_of(model, x)
+    for first, second, between in watching.neighbours():
         if _plain_convolution(first) and type(second) is nn.BatchNorm2d and _fixed(second):
             _fold_behind(cast(nn.Conv2d, first), second)
         elif _plain_convolution(second) and (moments := _moments(first, x, between)) is not None:
@@ -151,22 +156,7 @@ def _fold_all(model: nn.Module, x: Tensor) -> list[_Pair]:
         else:
             continue
         pairs.append(_Pair(first, second))
-    return pairs
-
-
-def _neighbours(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, nn.Module, Tensor]]:
-    """Pairs of layers, each called once, of which the second alone uses what the first one makes, and that itself."""
-    with _Watching(model) as watching:
-        logits_of(model, x)
-    once = {layer for layer, calls in watching.calls.items() if calls == 1}
-    found: list[tuple[nn.Module, nn.Module, Tensor]] = []
-    for layer, out in watching.made:
-        users = watching.users.get(id(out), set())
-        if layer in once and len(users) == 1:
-            (user,) = users
-            if user in once and watching.given.get(user) is out:
-                found.append((layer, user, out))
-    return found
+    return pairs, logits
 
 
 class _Watching(TorchDispatchMode):
@@ -197,6 +187,21 @@ class _Watching(TorchDispatchMode):
         super().__exit__(*error)
         for hook in self._hooks:
             hook.remove()
+
+    def neighbours(self) -> list[tuple[nn.Module, nn.Module, Tensor]]:
+        """Pairs of layers, each called once, of which the second alone uses what the first one made, and that itself.
+
+        With what is between them.
+        """
+        once = {layer for layer, calls in self.calls.items() if calls == 1}
+        found: list[tuple[nn.Module, nn.Module, Tensor]] = []
+        for layer, out in self.made:
+            users = self.users.get(id(out), set())
+            if layer in once and len(users) == 1:
+                (user,) = users
+                if user in once and self.given.get(user) is out:
+                    found.append((layer, user, out))
+        return found
 
     def _enters(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._inside = layer
@@ -255,7 +260,9 @@ def _fold_before(norm: nn.Module, conv: nn.Conv2d, mean: Tensor, std: Tensor) ->
     """
 
     def centred(x: Tensor) -> Tensor:
-        return x - mean
+        # a mean for every pixel: to repeat one along channels that are last in memory takes three times as long
+        whole = mean.expand(1, *x.shape[1:]).contiguous(memory_format=torch.channels_last)
+        return x - whole
 
     norm.forward = centred
     _set(conv, conv.weight.double() / std.double(), None if conv.bias is None else conv.bias.double())
