@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from digit_folder import write_digits
 from test_report import Page
 
 from browsing import CONTRAST, look_at
+from digit_folder import write_digits
 from friends.bench import training_run
 from friends.bench.training_report import caveats, confusions, headline, render, summary
 from friends.bench.training_settings import Training, prepare

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from digit_folder import CLASSES, write_digits
 from torch import nn
 
+from digit_folder import CLASSES, write_digits
 from friends.bench import model_folder, training_run
 from friends.bench.predicting import files_of, pixels, predict, write_csv
 from friends.bench.training_plan import look_ahead
