@@ -266,7 +266,7 @@ def draw(curves: dict[str, list[dict[str, Any]]], file: Path) -> None:
                                         strict=False):  # fmt: skip
         points = curves[name]
         axis.plot([p[key] for p in points], [1e3 * p["seconds"] / p["n"] for p in points], "o-")
-        axis.set(xlabel=label, ylabel="ms per image, one core", ylim=(0, None))
+        axis.set(xlabel=label, ylabel="ms per image, one core", ylim=(0, 1.1 * axis.get_ylim()[1]))
         if name == "classes":
             axis.set_xscale("log")
     memory = axes.flat[4]
@@ -275,8 +275,8 @@ def draw(curves: dict[str, list[dict[str, Any]]], file: Path) -> None:
                         ("training from disk, FRIENDS", "training from disk, FRIENDS")):  # fmt: skip
         points = curves[name]
         memory.plot([p["n"] for p in points], [(p["peak"] - p["before"]) / 2**20 for p in points], "o-", label=label)
-    memory.set(xlabel="images of 3x32x32", ylabel="MiB over an idle process", ylim=(0, None))
-    memory.legend(frameon=False)
+    memory.set(xlabel="images of 3x32x32", ylabel="MiB over an idle process", ylim=(0, 1.5 * memory.get_ylim()[1]))
+    memory.legend(frameon=False, loc="upper left")
     size = axes.flat[5]
     points = curves["size"]
     size.plot([p["size"] for p in points], [(p["peak"] - p["before"]) / 2**20 for p in points], "o-")
