@@ -17,6 +17,7 @@ ROWS: dict[str, int] = {
     "__main__": 8,
     "cli": 7,
     "cli_bench": 6,
+    "cli_export": 6,
     "cli_train": 6,
     "cli_tune": 6,
     "terminal": 1,

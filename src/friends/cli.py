@@ -12,6 +12,7 @@ import typer
 
 from friends._version import __version__
 from friends.cli_bench import bench
+from friends.cli_export import export as export_images
 from friends.cli_train import predict, train
 from friends.cli_tune import tune
 from friends.terminal import Bars, Device, Download, Threads, console, escape, guarded, pick_device
@@ -45,6 +46,7 @@ app.add_typer(bench)
 app.command()(tune)
 app.command()(train)
 app.command()(predict)
+app.command("export")(export_images)
 
 
 def _version(wanted: bool) -> None:

@@ -58,6 +58,15 @@ def read(
     return first, decoded(test, tuple(train), root.name, "read test", size, skipped, progress)
 
 
+def files_of(root: Path, *, lone: bool = False) -> tuple[ByClass, ByClass]:
+    """The files that :func:`read` reads for training and for testing, class by class, in its order.
+
+    Raises:
+        ValueError: as :func:`read`, without looking into any file.
+    """
+    return _splits(root.resolve(), lone=lone)
+
+
 def _splits(root: Path, *, lone: bool) -> tuple[ByClass, ByClass]:
     if not (root / "train").is_dir():
         return _unsplit(root, lone=lone)
